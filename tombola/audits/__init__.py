@@ -1,0 +1,1 @@
+"""Audits: tickets judged against controls."""

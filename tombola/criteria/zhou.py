@@ -1,0 +1,43 @@
+"""The criteria of Zhou et al. (2019), "Deconstructing Lottery Tickets", section 3: functions of initial and final
+weight.
+
+Each compares a weight's value before training (``w_i``) with the one after (``w_f``). ``large_final`` is ``magnitude``
+under that paper's name. Where a criterion gives many entries the same score, as the same-sign ones do (0 for a weight
+that changed its sign), ties fall by the rule of ``prune``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tombola.criteria.base import CRITERIA, Criterion, Scores, Weights
+
+_PER_ENTRY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "large_final": lambda i, f: f.abs(),
+    "small_final": lambda i, f: -f.abs(),
+    "large_init": lambda i, f: i.abs(),
+    "small_init": lambda i, f: -i.abs(),
+    "large_init_large_final": lambda i, f: torch.minimum(f.abs(), i.abs()),
+    "small_init_small_final": lambda i, f: -torch.maximum(f.abs(), i.abs()),
+    "magnitude_increase": lambda i, f: f.abs() - i.abs(),
+    "movement": lambda i, f: (f - i).abs(),
+    "large_final_same_sign": lambda i, f: f.abs() * (f.sign() == i.sign()),
+    "large_final_diff_sign": lambda i, f: f.abs() * (f.sign() != i.sign()),
+    # An increase is at least -|w_i|, so entries of the other sign rank below every increase only with -inf.
+    "magnitude_increase_same_sign": lambda i, f: torch.where(f.sign() == i.sign(), f.abs() - i.abs(), -torch.inf),
+    "magnitude_increase_diff_sign": lambda i, f: torch.where(f.sign() != i.sign(), f.abs() - i.abs(), -torch.inf),
+}
+
+
+def _criterion(per_entry: Callable[[Tensor, Tensor], Tensor]) -> Criterion:
+    def scores(weights: Weights) -> Scores:
+        initial = weights.initial
+        return {name: per_entry(initial[name].to(w.device), w) for name, w in weights.final.items()}
+
+    return scores
+
+
+CRITERIA.update({name: _criterion(per_entry) for name, per_entry in _PER_ENTRY.items()})

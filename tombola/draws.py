@@ -1,0 +1,315 @@
+"""Draw a ticket: a method's rounds, the rule that ends them, the choice of the ticket, and the controls beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tombola.audits.controls import get_control
+from tombola.criteria import criterion
+from tombola.errors import InputError, TombolaError
+from tombola.lab import Lab, Run, Watcher, versions
+from tombola.mask import prunable
+from tombola.methods import Round, Search, get_method
+from tombola.methods.base import Survivors
+from tombola.pruning import Allocation, Layerwise, Shapes
+from tombola.recipe import DrawRecipe
+from tombola.schedules import geometric, to_target
+from tombola.sealed import canonical_json
+from tombola.store import Store
+from tombola.tasks import Task, get_task
+from tombola.ticket import Ticket
+
+MOST_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """A control's run beside the round whose ticket it checks."""
+
+    arm: str
+    draw: int
+    round: int
+    run: Run
+
+
+@dataclass
+class Draw:
+    """A search for a ticket: its rounds so far, its controls, and the round whose ticket was chosen."""
+
+    recipe: DrawRecipe
+    lab: Lab
+    rounds: list[Round] = field(default_factory=list)
+    controls: list[ControlRun] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The draw's identity, 64 hexadecimal digits: its recipe, and the dense run that it starts from."""
+        words = {"recipe": self.recipe.identity(), "dense": self.rounds[0].run.id}
+        return hashlib.sha256(canonical_json(words).encode()).hexdigest()
+
+    def inside(self, round: Round) -> bool:
+        """Whether a round is at most the margin below the dense net: on validation data, at the early-stop step."""
+        dense, own = (r.run.metric("stop", "validation") for r in (self.rounds[0], round))
+        if dense is None or own is None or round.run.diverged:
+            return False
+        gain = own - dense if self.lab.task.higher_is_better else dense - own
+        return gain >= -self.recipe.margin
+
+    @property
+    def chosen(self) -> Round:
+        """The sparsest round inside the margin (validation selects); the dense round when no other is.
+
+        With ``stop_at_margin`` the rounds end at the first one outside, so this is the last ticket inside.
+        """
+        return [r for r in self.rounds if r.number == 0 or self.inside(r)][-1]
+
+    def ticket(self, round: Round | None = None) -> Ticket:
+        """The ticket of a round, of the chosen one by default."""
+        round = self.chosen if round is None else round
+        origin = {
+            "task": self.recipe.task,
+            "method": self.recipe.method,
+            "seed": self.recipe.seed,
+            "round": round.number,
+            "recipe": self.recipe.identity(),
+            "run": round.run.id,
+            "data": self.lab.data_digest(self.recipe.seed),
+            "versions": versions(),
+            "results": {"dense": _results(self.rounds[0].run), "ticket": _results(round.run)},
+        }
+        return Ticket(round.mask, round.values, origin)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each run. Metrics are those on test data where the task has any, else on validation data."""
+        rows = [self._row("ticket", 0, r.number, r.run) for r in self.rounds]
+        rows += [self._row(c.arm, c.draw, c.round, c.run) for c in self.controls]
+        return rows
+
+    def _row(self, arm: str, draw: int, number: int, run: Run) -> dict[str, Any]:
+        judged: Any = "validation" if self.lab.splits(run.seed).test is None else "test"
+        return {
+            "seed": run.seed,
+            "arm": arm,
+            "draw": draw,
+            "round": number,
+            "density": run.mask.density,
+            "stop_step": run.summary["stop_step"],
+            "stop_metric": run.metric("stop", judged),
+            "end_metric": run.metric("end", judged),
+            "validation_metric": run.metric("stop", "validation"),
+            "seconds": run.summary["seconds"],
+            "status": run.record.status,
+            "run": run.id,
+        }
+
+    def curves(self) -> list[dict[str, Any]]:
+        """One row for each evaluation of each run."""
+        metric = f"validation_{self.lab.task.metric}"
+        arms = [("ticket", 0, r.number, r.run) for r in self.rounds]
+        arms += [(c.arm, c.draw, c.round, c.run) for c in self.controls]
+        return [
+            {
+                "seed": run.seed,
+                "arm": arm,
+                "draw": draw,
+                "round": number,
+                "density": run.mask.density,
+                "step": row["step"],
+                "train_loss": row["train_loss"],
+                "validation_loss": row["validation_loss"],
+                "validation_metric": row[metric],
+            }
+            for arm, draw, number, run in arms
+            for row in run.history
+        ]
+
+    def layers(self) -> list[dict[str, Any]]:
+        """One row for each layer of each round's mask."""
+        return [
+            {
+                "seed": self.recipe.seed,
+                "round": round.number,
+                "density": round.mask.density,
+                "layer": layer.name,
+                "layer_density": layer.density,
+                "kept": layer.kept,
+                "total": layer.total,
+            }
+            for round in self.rounds
+            for layer in round.mask.layers()
+        ]
+
+
+def draw(
+    task: str | Task,
+    method: str = "imp",
+    *,
+    store: str | Path | Store = "runs",
+    data_root: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Ticket:
+    """Find a ticket and return it: the sparsest one inside the margin. Every training is kept in ``store``.
+
+    ``options`` are fields of ``DrawRecipe``: ``tb.draw("mnist-lenet300", rounds=12, rate=0.2, seed=0)``. Fields of the
+    training's recipe are given as ``training={"steps": "12000it"}``.
+
+    Raises ``InputError`` for an unknown task, method or option, ``DataError`` for missing or damaged data.
+    """
+    known = task if isinstance(task, Task) else get_task(task)
+    recipe = draw_recipe(known, {**options, "method": method})
+    opened = store if isinstance(store, Store) else Store(store)
+    lab = Lab(known, opened, recipe=recipe.training, data_root=Path(data_root) if data_root else None, watcher=watcher)
+    found = Draw(recipe, lab)
+    for _ in rounds(found):
+        pass
+    for _ in controls(found):
+        pass
+    return found.ticket()
+
+
+def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
+    """A draw's recipe: the task's defaults, overridden by ``options``. ``InputError`` for what is wrong with them."""
+    training = {**task.recipe.model_dump(), **_mapping(options.get("training"), "training")}
+    allocation = options.get("allocation", task.allocation)
+    defaults: dict[str, Any] = {"task": task.name, "allocation": allocation}
+    if allocation == "layerwise":
+        defaults["relative_rates"] = dict(task.relative_rates)
+    if not any(options.get(ending) for ending in ("rounds", "density", "stop_at_margin")):
+        defaults["rounds"] = task.rounds
+    try:
+        recipe = DrawRecipe.model_validate({**defaults, **options, "training": training})
+    except ValidationError as error:
+        raise InputError(explained(error)) from error
+    get_method(recipe.method)
+    criterion(recipe.criterion)
+    return recipe
+
+
+def rounds(found: Draw) -> Iterator[Round]:
+    """Carry out the rounds of a draw, entering each in the store as it is done.
+
+    Raises ``InputError`` for a ladder or control rounds that can't be, ``TombolaError`` when the dense net diverges.
+    """
+    recipe, search = found.recipe, _search(found)
+    for round in get_method(recipe.method)(search):
+        found.rounds.append(round)
+        record(found, "running")
+        yield round
+        if found.rounds[0].run.diverged:
+            raise TombolaError(
+                f"the dense net of seed {recipe.seed} diverged after {round.run.summary['steps']} steps, "
+                "so there is nothing to prune: lower the learning rate"
+            )
+        if recipe.stop_at_margin and not found.inside(round):
+            break
+    record(found, "finished")
+
+
+def _search(found: Draw) -> Search:
+    recipe = found.recipe
+    shapes = {name: tuple(p.shape) for name, p in prunable(found.lab.task.build(recipe.seed)).items()}
+    allocation: Allocation = recipe.allocation
+    if recipe.allocation == "layerwise":
+        allocation = Layerwise(recipe.rate, recipe.relative_rates)
+    ladder = densities(recipe, shapes, allocation)
+    outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]
+    if outside:
+        raise InputError(f"controls are asked for at round {outside[0]}, but the rounds go from 1 to {len(ladder)}")
+    return Search(
+        lab=found.lab,
+        seed=recipe.seed,
+        densities=ladder,
+        criterion=recipe.criterion,
+        allocation=allocation,
+        survivors=Survivors(recipe.survivors, recipe.back_to, recipe.fine_tune),
+        strategy=recipe.strategy,
+    )
+
+
+def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]:
+    """Train the controls of a draw's rounds; with ``parts``, every ``parts``-th of them from ``part`` on."""
+    recipe = found.recipe
+    numbers = recipe.control_rounds or [r.number for r in found.rounds[1:]]
+    wanted = [r for r in found.rounds if r.number in numbers]
+    jobs = [(arm, d, r) for r in wanted for arm in recipe.controls for d in range(recipe.control_draws)]
+    for arm, number, round in jobs[part::parts]:
+        control = ControlRun(arm, number, round.number, get_control(arm)(round, number))
+        found.controls.append(control)
+        yield control
+    if parts == 1:
+        record(found, "finished")
+
+
+def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> list[float]:
+    """The ladder of densities of a recipe, dense left out. A geometric ladder to a density ends on it exactly."""
+    if recipe.schedule != "geometric":
+        return to_target(recipe.schedule, recipe.density or 0.0, recipe.rounds or 0)
+    most = MOST_ROUNDS if recipe.rounds is None else recipe.rounds
+    if isinstance(allocation, Layerwise):
+        ladder = [allocation.density_after(k, shapes) for k in range(1, most + 1)]
+    else:
+        ladder = geometric(recipe.rate, most)
+    if recipe.density is None:
+        total = sum(math.prod(shape) for shape in shapes.values())
+        return [d for d in ladder if round(d * total) > 0]
+    above = [d for d in ladder if d > recipe.density]
+    if len(above) == most:
+        raise InputError(
+            f"density {recipe.density:g} isn't reached in {most} rounds at rate {recipe.rate:g}: raise the rate"
+        )
+    return [*above, recipe.density]
+
+
+def record(found: Draw, status: str) -> None:
+    """Enter a draw in the store's catalogue, as far as it has come; what is there and finished stays."""
+    known = found.lab.store.draw(found.id)
+    rows = found.rows()
+    if known is not None and known.status == "finished" and len(known.rounds) >= len(rows):
+        return
+    for row in rows:
+        row["chosen"] = row["arm"] == "ticket" and row["round"] == found.chosen.number
+    about = {
+        "task": found.recipe.task,
+        "seed": found.recipe.seed,
+        "metric": found.lab.task.metric,
+        "recipe": found.recipe.model_dump(mode="json"),
+    }
+    found.lab.store.save_draw(found.id, about, rows, status)
+
+
+def explained(error: ValidationError) -> str:
+    """Pydantic's complaints in one line each: the field, the rule, the value."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        text = problem["msg"].removeprefix("Value error, ")
+        given = (
+            f", but got {problem['input']!r}"
+            if where and not isinstance(problem["input"], dict) and "got" not in text
+            else ""
+        )
+        lines.append(f"{where}: {text}{given}" if where else text)
+    return "; ".join(lines)
+
+
+def _results(run: Run) -> dict[str, Any]:
+    judged: dict[str, Any] = {"stop_step": run.summary["stop_step"]}
+    for when in ("stop", "end"):
+        judged[when] = {k: round(v, 6) for k, v in (run.summary[when] or {}).items() if "loss" not in k}
+    return judged
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} must be a mapping of fields to values, but got {value!r}")
+    return dict(value)

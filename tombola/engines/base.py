@@ -1,0 +1,72 @@
+"""What an engine is to the training loop, and the choice between engines.
+
+The loop asks for a **stretch** of steps, from one evaluation to the next. Within it the engine owns weights, optimiser
+state and batch order; at its end it hands back the common state: names and shapes of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from tombola.engines.masked import MaskedSession
+from tombola.errors import InputError, suggestion
+from tombola.mask import Mask
+from tombola.recipe import Recipe
+from tombola.tasks.task import Examples, Task
+
+
+class Session(Protocol):
+    """One training under way on one engine."""
+
+    model: nn.Module
+    """The net with its current weights, in its own names and shapes, whenever no stretch is running."""
+
+    @property
+    def step(self) -> int:
+        """The number of the next step in the recipe's schedule and data order."""
+        ...
+
+    def stretch(self, steps: int) -> float:
+        """Train for that many steps and return the mean training loss over their examples (NaN when it diverged)."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on from here with the same bits, as named tensors."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state handed out by ``state`` of a session of the same recipe and engine."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The engine chosen for a run, and why. Stored with the run; a resume uses it unchanged."""
+
+    engine: str
+    reason: str
+
+
+ENGINES: dict[str, Callable[[nn.Module, Mask, Task, Examples, Recipe, int], Session]] = {
+    "masked": MaskedSession,
+}
+
+
+def resolve(recipe: Recipe) -> Plan:
+    """The plan for a recipe. ``auto`` is resolved here, once, before a run begins."""
+    if recipe.engine != "auto":
+        return Plan(recipe.engine, "asked for")
+    return Plan("masked", "the only engine there is: dense with zeros")
+
+
+def open_session(
+    plan: Plan, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int
+) -> Session:
+    """A session on the planned engine; ``model`` holds the starting values and belongs to the session from now on."""
+    if plan.engine not in ENGINES:
+        raise InputError(f"unknown engine {plan.engine!r}.{suggestion(plan.engine, ENGINES)}")
+    return ENGINES[plan.engine](model, mask, task, train, recipe, seed)

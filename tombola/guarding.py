@@ -1,0 +1,91 @@
+"""The guard: any training loop, pruned weights stay exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tombola.errors import InputError
+from tombola.mask import Mask
+
+
+class Guard:
+    """Keeps every pruned weight of a model at exactly 0.0 while an optimiser trains it.
+
+    On entry the pruned weights are set to zero, and so is what the optimiser already remembers of them (momentum,
+    Adam's moments). From then on a pruned weight's gradient is cleared as soon as it is accumulated, so that gradient
+    clipping, loss scaling and norms see the kept weights only, and the weight itself is cleared after every step,
+    whatever the optimiser did to it (weight decay, decoupled or not, averaging, a moment restored from a checkpoint).
+
+    It registers hooks on the parameters and the optimiser and nothing else: names, ``state_dict``, ``deepcopy`` and
+    saving are those of the bare model; a copy is not guarded. Works as a context manager, or until ``remove()``.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask) -> None:
+        self.mask = mask
+        covered = mask.parameters(model)
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        strangers = [name for name, p in covered.items() if p.requires_grad and id(p) not in trained]
+        if strangers:
+            raise InputError(
+                f"the optimizer doesn't train {strangers[0]!r}, which the mask covers: build it from this model"
+            )
+        self._pruned = [(p, ~mask[name].to(p.device)) for name, p in covered.items()]
+        _clear(self._pruned, optimizer.state)
+        self._handles: list[Any] = []
+        for parameter, gone in self._pruned:
+            hook = _clear_gradient(gone)
+            self._handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, gone in self._pruned:
+            parameter.masked_fill_(gone, 0.0)
+
+    def remove(self) -> None:
+        """Stop guarding; the weights stay as they are. Safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def guard(model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask) -> Guard:
+    """Guard a training loop of your own: ``with tb.guard(model, optimizer, mask): ...``. See ``Guard``.
+
+    Raises ``InputError`` where the mask doesn't fit the model or the optimizer trains other parameters.
+    """
+    return Guard(model, optimizer, mask)
+
+
+def _clear_gradient(gone: Tensor) -> Any:
+    @torch.no_grad()
+    def clear(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(gone.to(parameter.grad.device), 0.0)
+
+    return clear
+
+
+@torch.no_grad()
+def _clear(pruned: list[tuple[nn.Parameter, Tensor]], state: Mapping[Tensor, Any]) -> None:
+    """Zero the pruned entries of the weights, their gradients and every state tensor of their shape."""
+    for parameter, gone in pruned:
+        parameter.masked_fill_(gone, 0.0)
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(gone, 0.0)
+        for value in state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.masked_fill_(gone.to(value.device), 0.0)

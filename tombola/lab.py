@@ -1,0 +1,292 @@
+"""The lab: trains nets for a task and remembers what it has trained.
+
+Methods and controls are plain functions over a lab. It alone knows of files, processes and progress, so every training
+is shared, cached, resumed and watched in one place. A run's identity is a hash of its recipe, with defaults left out,
+and of the content it starts from: task, data, seed, starting values, mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from tombola.durations import Duration
+from tombola.errors import InputError, StoreError
+from tombola.mask import Mask
+from tombola.recipe import Recipe
+from tombola.sealed import canonical_json, content_hash
+from tombola.store import RunRecord, Store
+from tombola.tasks.task import Splits, State, Task
+from tombola.ticket import Ticket
+from tombola.training.checkpoint import Slot
+from tombola.training.loop import Outcome, train
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a watcher of a lab may want to show."""
+
+    kind: Literal["start", "step", "done", "found", "waiting"]
+    """A training begins, has come to an evaluation, is over; was in the store; is under way in another process."""
+    arm: str
+    seed: int
+    density: float
+    done: int = 0
+    total: int = 0
+    row: Mapping[str, Any] | None = None
+
+
+Watcher = Callable[[Event], None]
+
+
+class Run:
+    """A finished training, read from the store as needed."""
+
+    def __init__(self, lab: Lab, record: RunRecord, seed: int, recipe: Recipe, start: State, mask: Mask) -> None:
+        self.lab, self.record, self.seed, self.recipe, self.start, self.mask = lab, record, seed, recipe, start, mask
+
+    @property
+    def id(self) -> str:
+        """The run's identity, 64 hexadecimal digits."""
+        return self.record.id
+
+    @property
+    def diverged(self) -> bool:
+        """Whether loss or weights stopped being finite."""
+        return self.record.status == "diverged"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Early-stop step, metrics there and at the end, seconds, engine."""
+        return dict(self.record.summary)
+
+    @cached_property
+    def final(self) -> State:
+        """The state_dict at the end."""
+        return dict(Ticket.from_bytes(self.lab.store.read(self.record, "final")).values)
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """One row for each evaluation: step, training loss since the last, validation loss and metrics."""
+        lines = self.lab.store.read(self.record, "history").decode().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def model(self) -> nn.Module:
+        """A new net with the final values."""
+        model = self.lab.task.build(self.seed)
+        model.load_state_dict(self.final)
+        return model
+
+    def metric(self, when: Literal["stop", "end"], data: Literal["validation", "test"]) -> float | None:
+        """The task's metric at the early-stop step or at the end; None where it diverged or there is no test."""
+        found = (self.summary[when] or {}).get(f"{data}_{self.lab.task.metric}")
+        return None if found is None or not math.isfinite(found) else float(found)
+
+    def at(self, when: Duration) -> State:
+        """The state_dict at a step of the training, for rewinding: step 0 gives the starting values.
+
+        A step that the run did not keep is trained up to again, which gives the same bits, and kept from then on.
+        """
+        step = when.steps(self.lab.steps_per_epoch(self.seed, self.recipe))
+        if step == self.recipe.start.steps(self.lab.steps_per_epoch(self.seed, self.recipe)):
+            return self.start
+        if _kept(step) not in self.record.blobs:
+            self.record = self.lab.keep(self, step)
+        return dict(Ticket.from_bytes(self.lab.store.read(self.record, _kept(step))).values)
+
+
+class Lab:
+    """Trains nets of one task with one default recipe, and remembers them in a store."""
+
+    def __init__(
+        self,
+        task: Task,
+        store: Store,
+        *,
+        recipe: Recipe | None = None,
+        data_root: Path | None = None,
+        watcher: Watcher | None = None,
+        checkpoint_every: float = 20.0,
+    ) -> None:
+        self.task, self.store, self.data_root = task, store, data_root
+        self.recipe = task.recipe if recipe is None else recipe
+        self.watcher, self.checkpoint_every = watcher, checkpoint_every
+        self._splits: dict[int, tuple[Splits, str]] = {}
+
+    def splits(self, seed: int) -> Splits:
+        """The task's data for a seed, loaded once."""
+        return self._data(seed)[0]
+
+    def data_digest(self, seed: int) -> str:
+        """The checksum of the data of a seed."""
+        return self._data(seed)[1]
+
+    def _data(self, seed: int) -> tuple[Splits, str]:
+        if seed not in self._splits:
+            splits = self.task.splits(seed, self.data_root)
+            self._splits[seed] = (splits, splits.digest)
+        return self._splits[seed]
+
+    def steps_per_epoch(self, seed: int, recipe: Recipe) -> int:
+        """Optimiser steps in one pass over the training data; the last batch may be smaller."""
+        return math.ceil(len(self.splits(seed).train) / recipe.batch)
+
+    def train(
+        self,
+        seed: int,
+        *,
+        start: State | None = None,
+        mask: Mask | None = None,
+        recipe: Recipe | None = None,
+        arm: str = "ticket",
+        keep: Collection[Duration] = (),
+    ) -> Run:
+        """A finished training from ``start`` (default: the seed's initial values) under ``mask`` (default: dense).
+
+        It is computed unless the store has it, or another process is at it, which is then waited for. ``keep`` names
+        steps whose values will be asked for by ``Run.at``. ``arm`` says what the run is for, to people only.
+        """
+        recipe = self.recipe if recipe is None else recipe
+        model = self.task.build(seed)
+        start = {n: v.detach().clone() for n, v in model.state_dict().items()} if start is None else start
+        mask = Mask.full(model) if mask is None else mask
+        start = dict(Ticket(mask, start, {}).values)
+        about = self._about(seed, start, mask, recipe)
+        run_id = hashlib.sha256(canonical_json(about).encode()).hexdigest()
+        about |= {"arm": arm, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
+        steps = {d.steps(self.steps_per_epoch(seed, recipe)) for d in keep}
+        event = Event("found", arm, seed, mask.density)
+        while True:
+            record = self._stored(run_id) or self._compute(run_id, about, seed, start, mask, recipe, steps, event)
+            if record is not None:
+                return Run(self, record, seed, recipe, start, mask)
+            self._tell(event, kind="waiting")
+            time.sleep(POLL_SECONDS)
+
+    def _about(self, seed: int, start: State, mask: Mask, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "task": self.task.identity(),
+            "data": self.data_digest(seed),
+            "seed": seed,
+            "recipe": recipe.identity(),
+            "start": content_hash("start", {}, start),
+            "mask": mask.digest,
+        }
+
+    def _stored(self, run_id: str) -> RunRecord | None:
+        record = self.store.run(run_id)
+        if record is None:
+            return None
+        try:
+            for name in record.blobs:
+                self.store.read(record, name)
+        except StoreError as error:
+            warnings.warn(f"a stored result is damaged and will be computed again: {error}", stacklevel=3)
+            self.store.discard(run_id)
+            return None
+        return record
+
+    def _compute(
+        self,
+        run_id: str,
+        about: Mapping[str, Any],
+        seed: int,
+        start: State,
+        mask: Mask,
+        recipe: Recipe,
+        keep: set[int],
+        event: Event,
+    ) -> RunRecord | None:
+        claim = self.store.claim(run_id, about)
+        if claim is None:
+            return None
+        with claim:
+            self._tell(event, kind="start")
+            slot = Slot(claim.checkpoint, run_id, self.checkpoint_every)
+            outcome = self._train(seed, start, mask, recipe, keep, slot=slot, event=event)
+            summary = {**outcome.summary, "versions": versions()}
+            record = claim.finish(summary, _blobs(outcome, mask), status=outcome.status)
+            self._tell(event, kind="done", row=summary)
+            return record
+
+    def _train(
+        self,
+        seed: int,
+        start: State,
+        mask: Mask,
+        recipe: Recipe,
+        keep: set[int],
+        *,
+        slot: Slot | None,
+        event: Event,
+    ) -> Outcome:
+        model = self.task.build(seed)
+        model.load_state_dict(start)
+        return train(
+            self.task,
+            self.splits(seed),
+            recipe,
+            seed,
+            model,
+            mask,
+            slot=slot,
+            keep=keep,
+            watch=lambda done, total, row: self._tell(event, kind="step", done=done, total=total, row=row),
+        )
+
+    def keep(self, run: Run, step: int) -> RunRecord:
+        """Train again as far as ``step`` and add the values there to the stored run."""
+        first = run.recipe.start.steps(self.steps_per_epoch(run.seed, run.recipe))
+        last = run.recipe.steps.steps(self.steps_per_epoch(run.seed, run.recipe))
+        if not first <= step <= last:
+            raise InputError(f"the training goes from step {first} to step {last}, so it has no values at step {step}")
+        event = Event("step", "ticket", run.seed, run.mask.density)
+        outcome = self._train(run.seed, run.start, run.mask, run.recipe, {step}, slot=None, event=event)
+        self.store.attach(run.id, _kept(step), Ticket(run.mask, outcome.kept[step], {}).to_bytes())
+        record = self.store.run(run.id)
+        assert record is not None
+        return record
+
+    def _tell(self, event: Event, **changes: Any) -> None:
+        if self.watcher is not None:
+            self.watcher(Event(**{**event.__dict__, **changes}))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result was computed with."""
+    import platform
+
+    import numpy
+    import torch
+
+    from tombola.version import __version__
+
+    return {
+        "tombola": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _kept(step: int) -> str:
+    return f"at-{step}"
+
+
+def _blobs(outcome: Outcome, mask: Mask) -> dict[str, bytes]:
+    blobs = {"final": Ticket(mask, outcome.final, {}).to_bytes()}
+    blobs["history"] = "".join(json.dumps(row) + "\n" for row in outcome.history).encode()
+    blobs |= {_kept(step): Ticket(mask, state, {}).to_bytes() for step, state in outcome.kept.items()}
+    return blobs

@@ -1,0 +1,288 @@
+"""From scores and a density to a mask: allocations, exact counts, ties.
+
+The counts are exact and their rounding is stated:
+
+* the net as a whole keeps ``round(density * total)`` entries (Python's ``round``: a half goes to the even number);
+* an allocation other than ``global`` first fixes each layer's share, a real number, and hands out whole entries by
+  largest remainder: every layer gets the whole part of its share, and the entries left over go one each to the layers
+  with the largest fractions, earlier layers first where fractions are equal;
+* inside a pool (the net, or one layer) the highest scores are kept; of equal scores, the one that comes first in the
+  model's order of parameters, then in row-major order.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tombola.errors import InputError, suggestion
+from tombola.mask import Mask
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Parameter names and shapes, in the model's order."""
+
+
+@dataclass(frozen=True)
+class Layerwise:
+    """Allocation by per-layer pruning rates: after ``t`` rounds layer l keeps ``(1 - rate * relative_l) ** t``.
+
+    ``relative`` maps patterns of parameter names (``fnmatch``: ``"fc3.weight"``, ``"conv*"``) to a multiple of the
+    common rate; the first pattern that fits counts, and layers that none fits have 1. The output layer pruned at half
+    the rate, as Frankle & Carbin (2019) prune theirs, is ``Layerwise(0.2, {"fc3.weight": 0.5})``.
+
+    For a density, ``t`` is the real number at which the layers together keep that share; so every density has exactly
+    one set of layer shares, and the densities of a geometric ladder give back the whole rounds.
+    """
+
+    rate: float = 0.2
+    relative: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise InputError(f"a pruning rate must be between 0 and 1, both excluded, but got {self.rate!r}")
+        for pattern, factor in self.relative.items():
+            if not (factor >= 0 and factor * self.rate < 1):
+                raise InputError(
+                    "a relative rate times the rate must be at least 0 and below 1, "
+                    f"but {pattern!r} has {factor!r} x {self.rate!r}"
+                )
+
+    def rates(self, shapes: Shapes) -> dict[str, float]:
+        """Each layer's own rate. ``InputError`` for a pattern that fits no layer."""
+        for pattern in self.relative:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
+                raise InputError(f"no prunable parameter fits the pattern {pattern!r}.{suggestion(pattern, shapes)}")
+        rates = {}
+        for name in shapes:
+            factors = (f for pattern, f in self.relative.items() if fnmatch.fnmatchcase(name, pattern))
+            rates[name] = self.rate * next(factors, 1.0)
+        return rates
+
+    def density_after(self, rounds: float, shapes: Shapes) -> float:
+        """The density of the whole net after ``rounds`` rounds (a real number 0 or more)."""
+        return sum(self._shares(rounds, shapes).values()) / _total(shapes)
+
+    def shares(self, density: float, shapes: Shapes) -> dict[str, float]:
+        """How many entries, as real numbers, each layer keeps at this density of the whole net."""
+        wanted = density * _total(shapes)
+        low, high = 0.0, 1.0
+        while sum(self._shares(high, shapes).values()) > wanted:
+            high *= 2
+            if high > 1e6:
+                spared = [name for name, rate in self.rates(shapes).items() if rate == 0]
+                raise InputError(
+                    f"density {density:g} can't be reached: the layers with rate 0 ({', '.join(spared)}) keep more"
+                )
+        for _ in range(200):  # bisection to the last bit
+            middle = (low + high) / 2
+            if middle in (low, high):
+                break
+            if sum(self._shares(middle, shapes).values()) > wanted:
+                low = middle
+            else:
+                high = middle
+        # A whole number of rounds is meant to be one, however the bisection rounded.
+        t = round(high) if math.isclose(high, round(high), rel_tol=1e-9, abs_tol=1e-9) else high
+        return self._shares(t, shapes)
+
+    def _shares(self, rounds: float, shapes: Shapes) -> dict[str, float]:
+        return {n: math.prod(shapes[n]) * (1 - rate) ** rounds for n, rate in self.rates(shapes).items()}
+
+
+def uniform_shares(density: float, shapes: Shapes) -> dict[str, float]:
+    """Every layer at the same density."""
+    return {name: density * math.prod(shape) for name, shape in shapes.items()}
+
+
+def erk_shares(density: float, shapes: Shapes) -> dict[str, float]:
+    """Erdos-Renyi-Kernel: layer density in proportion to (sum of dimensions) / (product of dimensions).
+
+    Mocanu et al. (2018) for matrices, Evci et al. (2020) for kernels. A layer whose share would exceed it is kept whole
+    and the others are scaled up for it.
+    """
+    weights = {name: float(sum(shape)) for name, shape in shapes.items()}  # density * size is in proportion to the sum
+    sizes = {name: float(math.prod(shape)) for name, shape in shapes.items()}
+    whole: set[str] = set()
+    while True:
+        left = density * _total(shapes) - sum(sizes[n] for n in whole)
+        scale = (
+            left / sum((weights[n] for n in shapes if n not in whole), start=0.0) if len(whole) < len(shapes) else 0.0
+        )
+        full = {n for n in shapes if n not in whole and scale * weights[n] > sizes[n]}
+        if not full:
+            return {n: sizes[n] if n in whole else scale * weights[n] for n in shapes}
+        whole |= full
+
+
+ALLOCATIONS: dict[str, Callable[[float, Shapes], dict[str, float]] | None] = {
+    "global": None,  # no shares: one pool
+    "layerwise": Layerwise().shares,
+    "uniform": uniform_shares,
+    "erk": erk_shares,
+}
+Allocation = str | Layerwise | Mapping[str, float]
+
+
+def prune(
+    scores: Mapping[str, Tensor],
+    density: float | None = None,
+    allocation: Allocation = "global",
+    within: Mask | None = None,
+    structure: str = "entry",
+) -> Mask:
+    """Keep the highest scores: exactly ``round(density * total)`` entries.
+
+    Parameters
+    ----------
+    scores
+        Parameter name to a tensor of the parameter's shape; higher is kept. Infinities are fine, NaN is refused.
+    density
+        Kept / all entries, 0 to 1. Left out only when ``allocation`` gives every layer's density itself.
+    allocation
+        ``"global"`` (one ranking over all layers), ``"layerwise"`` or a ``Layerwise`` (per-layer rates), ``"uniform"``,
+        ``"erk"``, or a mapping from each layer's name to its own density.
+    within
+        Keep only entries that this mask keeps. Counts still refer to all entries.
+    structure
+        ``"entry"``, or ``"channel"``: whole output channels (dimension 0) are kept or dropped, ranked by the mean score
+        of their entries, and ``density`` and all counts are of channels.
+
+    Raises ``InputError`` for scores with NaN, a density outside 0 to 1, an unknown allocation or structure, masks that
+    don't fit, and counts that ``within`` can't supply.
+    """
+    if structure not in ("entry", "channel"):
+        raise InputError(f"structure must be 'entry' or 'channel', but got {structure!r}")
+    _check(scores, within)
+    if structure == "channel":
+        return _prune_channels(scores, density, allocation, within)
+    pools = {name: value.detach().flatten() for name, value in scores.items()}
+    shapes = {name: tuple(value.shape) for name, value in scores.items()}
+    free = None if within is None else {name: within[name].flatten() for name in scores}
+    kept = _keep(pools, shapes, density, allocation, free)
+    return Mask({name: kept[name].reshape(shape) for name, shape in shapes.items()})
+
+
+def _prune_channels(
+    scores: Mapping[str, Tensor], density: float | None, allocation: Allocation, within: Mask | None
+) -> Mask:
+    flat = [name for name, value in scores.items() if value.dim() == 0]
+    if flat:
+        raise InputError(f"structure='channel' needs parameters with an output dimension, but {flat[0]!r} has none")
+    pools = {name: value.detach().reshape(value.shape[0], -1).mean(dim=1) for name, value in scores.items()}
+    shapes = {name: tuple(value.shape) for name, value in scores.items()}
+    rows = _keep(
+        pools,
+        {n: (len(p),) for n, p in pools.items()},
+        density,
+        allocation,
+        None if within is None else within.channels(),
+    )
+    mask = Mask.of_channels(shapes, rows)
+    return mask if within is None else mask & within
+
+
+def _keep(
+    pools: Mapping[str, Tensor],
+    shapes: Shapes,
+    density: float | None,
+    allocation: Allocation,
+    free: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """The bool vector of kept elements for each pool of scores (1-D)."""
+    shares = _shares(shapes, density, allocation)
+    if shares is None:
+        assert density is not None
+        scores = torch.cat([p.to("cpu", torch.float64) for p in pools.values()])
+        allowed = None if free is None else torch.cat([free[name] for name in pools])
+        chosen = top(scores, round(density * len(scores)), allowed, where="the net")
+        return dict(zip(pools, torch.split(chosen, [len(p) for p in pools.values()]), strict=True))
+    counts = apportion(shares, None if density is None else round(density * _total(shapes)))
+    return {
+        name: top(pool.to("cpu", torch.float64), counts[name], None if free is None else free[name], where=repr(name))
+        for name, pool in pools.items()
+    }
+
+
+def _shares(shapes: Shapes, density: float | None, allocation: Allocation) -> dict[str, float] | None:
+    if isinstance(allocation, Mapping):
+        if density is not None:
+            raise InputError("give either a density or every layer's own, not both: leave out density=")
+        unknown = sorted(set(allocation) ^ set(shapes))
+        if unknown:
+            raise InputError(
+                f"an allocation by layer names every scored parameter and no other; they differ at {unknown[0]!r}"
+            )
+        return {name: _checked_density(allocation[name]) * math.prod(shape) for name, shape in shapes.items()}
+    if density is None:
+        raise InputError("give the density to prune to, e.g. density=0.05")
+    density = _checked_density(density)
+    if isinstance(allocation, Layerwise):
+        return allocation.shares(density, shapes)
+    if allocation not in ALLOCATIONS:
+        raise InputError(f"unknown allocation {allocation!r}.{suggestion(str(allocation), ALLOCATIONS)}")
+    divide = ALLOCATIONS[allocation]
+    return None if divide is None else divide(density, shapes)
+
+
+def apportion(shares: Mapping[str, float], total: int | None = None) -> dict[str, int]:
+    """Whole numbers for real shares by largest remainder, summing to ``total`` (default: their sum, rounded)."""
+    # A share such as 188159.99999999997 is a whole number that binary fractions can't hold.
+    exact = {n: round(s) if math.isclose(s, round(s), rel_tol=1e-12, abs_tol=1e-9) else s for n, s in shares.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    left = (round(sum(exact.values())) if total is None else total) - sum(counts.values())
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])  # stable: earlier layers first
+    for name in by_remainder[: max(left, 0)]:
+        counts[name] += 1
+    return counts
+
+
+def top(scores: Tensor, count: int, allowed: Tensor | None = None, *, where: str = "the scores") -> Tensor:
+    """A bool vector that marks the ``count`` highest of 1-D ``scores``; of equal ones, the earlier.
+
+    ``allowed`` limits the choice; ``where`` names the pool in the ``InputError`` raised when it is too small.
+    """
+    index = None if allowed is None else allowed.nonzero().flatten()
+    pool = scores if index is None else scores[index]
+    if count > len(pool):
+        raise InputError(f"{where} can keep at most {len(pool)} entries here, but {count} are asked for: prune less")
+    chosen = torch.zeros(len(pool), dtype=torch.bool)
+    if count > 0:
+        cut = pool.kthvalue(len(pool) - count + 1).values
+        chosen = pool > cut
+        ties = (pool == cut).nonzero().flatten()
+        chosen[ties[: count - int(chosen.sum())]] = True
+    if index is None:
+        return chosen
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[index[chosen]] = True
+    return kept
+
+
+def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
+    if not scores:
+        raise InputError("there are no scores to prune by: the model has no prunable parameter")
+    for name, value in scores.items():
+        if bool(torch.isnan(value).any()):
+            raise InputError(f"scores must not be NaN, but those of {name!r} have some: did the training diverge?")
+    if within is not None:
+        shapes: Sequence[tuple[str, tuple[int, ...]]] = [(n, tuple(v.shape)) for n, v in scores.items()]
+        differing = sorted(set(shapes) ^ {(n, tuple(t.shape)) for n, t in within.items()})
+        if differing:
+            raise InputError(
+                f"scores and the mask to stay within don't cover the same parameters: {differing[0][0]!r} differs"
+            )
+
+
+def _checked_density(density: float) -> float:
+    if not 0 <= density <= 1:
+        raise InputError(f"a density must be between 0 and 1, but got {density!r}")
+    return float(density)
+
+
+def _total(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())

@@ -1,0 +1,142 @@
+"""The recipe of one training: everything that decides what a run computes, apart from its task, seed and start."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tombola.durations import Duration
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Identified(BaseModel):
+    """A frozen, strictly validated model whose identity leaves out every field at its default.
+
+    So an option added tomorrow, with a default that means today's behaviour, changes no identity of today's results.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that differ from the class's defaults, as JSON values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Recipe(Identified):
+    """How a net is trained. Durations are steps (``50000it``) or epochs (``160ep``).
+
+    The learning rate of step t (from 0) is ``lr x lr_schedule(t) x min(1, t / warmup)``.
+    """
+
+    steps: Duration = Field(Duration(10_000), description="length of the training")
+    batch: int = Field(60, gt=0, description="examples a step; the last batch of an epoch may be smaller")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimiser")
+    lr: Positive = Field(1.2e-3, description="learning rate")
+    momentum: Fraction = Field(0.0, description="momentum (sgd)")
+    nesterov: bool = Field(False, description="Nesterov momentum (sgd)")
+    weight_decay: float = Field(
+        0.0, ge=0, description="weight decay: added to the gradient (sgd, adam) or decoupled (adamw)"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of the moments (adam, adamw)")
+    eps: Positive = Field(1e-8, description="term added to the denominator (adam, adamw)")
+    lr_schedule: Literal["constant", "steps", "cosine"] = Field("constant", description="learning-rate schedule")
+    milestones: tuple[Duration, ...] = Field((), description="where the 'steps' schedule multiplies the rate by gamma")
+    gamma: Positive = Field(0.1, description="factor of the 'steps' schedule")
+    warmup: Duration = Field(Duration(0), description="linear rise of the learning rate from 0")
+    start: Duration = Field(Duration(0), description="where in schedule and data order training begins (rewinding)")
+    evaluate_every: Duration = Field(Duration(100), description="steps between two evaluations on validation data")
+    engine: Literal["auto", "masked"] = Field("auto", description="how a masked net is executed")
+    threads: int = Field(1, gt=0, le=1024, description="torch threads; small nets want one, and one process a core")
+    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...", pattern=r"^(cpu|cuda(:\d+)?|mps)$")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer 'sgd' with momentum above 0")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum belongs to optimizer 'sgd', but the optimizer is {self.optimizer!r}: set betas")
+        if (self.lr_schedule == "steps") != bool(self.milestones):
+            raise ValueError("lr_schedule 'steps' and milestones go together: give both or neither")
+        if self.evaluate_every.length == 0 or self.steps.length == 0:
+            raise ValueError("steps and evaluate_every must be more than 0")
+        return self
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of one step, counted from 0."""
+        total = self.steps.steps(steps_per_epoch)
+        factor = 1.0
+        if self.lr_schedule == "steps":
+            factor = self.gamma ** sum(step >= m.steps(steps_per_epoch) for m in self.milestones)
+        elif self.lr_schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+        warmup = self.warmup.steps(steps_per_epoch)
+        return self.lr * factor * (min(1.0, step / warmup) if warmup else 1.0)
+
+
+class DrawRecipe(Identified):
+    """How a ticket is searched for. The same recipe through three doors: Python, a TOML file, flags.
+
+    Where the search ends: after ``rounds`` rounds, or at ``density``, which the last round meets exactly, or with
+    ``stop_at_margin`` at the first round whose validation metric falls more than ``margin`` below the dense net's.
+    """
+
+    task: str = Field("digits-mlp", description="name of a task")
+    method: str = Field("imp", description="how a ticket is found")
+    seed: int = Field(0, ge=0, description="seed of initial weights, data split, data order and every random choice")
+    rounds: int | None = Field(None, gt=0, le=1000, description="number of pruning rounds")
+    density: float | None = Field(None, gt=0, lt=1, description="density to end at")
+    rate: float = Field(0.2, gt=0, lt=1, description="share of the kept weights pruned each round (geometric schedule)")
+    relative_rates: dict[str, float] = Field(
+        {}, description="by layer pattern, the multiple of the rate that applies there"
+    )
+    allocation: Literal["global", "layerwise", "uniform", "erk"] = Field(
+        "layerwise", description="how one density is spread over layers"
+    )
+    schedule: Literal["geometric", "exponential", "linear", "cubic"] = Field(
+        "geometric", description="how density falls over rounds; all but geometric need density and rounds"
+    )
+    criterion: str = Field("magnitude", description="what scores the weights: a name, or package.module:function")
+    survivors: Literal["reset", "rewind", "lr-rewind", "fine-tune"] = Field(
+        "reset", description="what surviving weights train from: initial, early (back_to) or final values"
+    )
+    back_to: Duration = Field(
+        Duration(0), description="rewind: step whose values return; lr-rewind: step from which the schedule is replayed"
+    )
+    fine_tune: Duration | None = Field(None, description="length of fine-tuning; default: as long as the training")
+    strategy: Literal[1, 2] = Field(
+        1, description="1: reset before each search round; 2: search rounds go on from trained values"
+    )
+    margin: float = Field(0.005, ge=0, lt=1, description="how far below dense a ticket may fall on validation data")
+    stop_at_margin: bool = Field(False, description="end the search at the first round that falls below the margin")
+    controls: tuple[Literal["reinit", "shuffled"], ...] = Field((), description="controls trained beside the tickets")
+    control_draws: int = Field(1, gt=0, le=100, description="random draws of each control")
+    control_rounds: tuple[int, ...] | None = Field(
+        None, description="rounds that get controls; default: all but the dense"
+    )
+    training: Recipe = Field(Recipe(), description="how each net is trained")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DrawRecipe:
+        if self.schedule != "geometric" and (self.density is None or self.rounds is None):
+            raise ValueError(f"schedule {self.schedule!r} needs both density (where it ends) and rounds (how many)")
+        if self.schedule == "geometric" and self.density is not None and self.rounds is not None:
+            raise ValueError("with the geometric schedule give rounds or density, not both: the rate decides the other")
+        if self.survivors == "rewind" and self.back_to.length == 0:
+            raise ValueError("survivors 'rewind' needs back_to above 0, e.g. 500it; back to 0 is 'reset'")
+        if self.back_to.length and self.survivors not in ("rewind", "lr-rewind"):
+            raise ValueError(
+                f"back_to belongs to survivors 'rewind' or 'lr-rewind', but survivors is {self.survivors!r}"
+            )
+        if self.fine_tune is not None and self.survivors != "fine-tune":
+            raise ValueError(f"fine_tune belongs to survivors 'fine-tune', but survivors is {self.survivors!r}")
+        if self.relative_rates and self.allocation != "layerwise":
+            raise ValueError(
+                f"relative_rates belong to allocation 'layerwise', but the allocation is {self.allocation!r}"
+            )
+        if self.strategy == 2 and self.survivors not in ("reset", "rewind"):
+            raise ValueError("strategy 2 resets or rewinds at the end: survivors must be 'reset' or 'rewind'")
+        return self

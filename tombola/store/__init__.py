@@ -1,0 +1,8 @@
+"""The store of runs: every training by its recipe's hash, complete or absent, shared by all processes."""
+
+from tombola.store.claims import Checkpoint, Claim, ClaimLost
+from tombola.store.records import DrawRecord, RunRecord
+from tombola.store.store import Store
+from tombola.store.sweep import GcReport
+
+__all__ = ["Checkpoint", "Claim", "ClaimLost", "DrawRecord", "GcReport", "RunRecord", "Store"]

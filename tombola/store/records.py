@@ -1,0 +1,120 @@
+"""What the store hands out: one record per run and per draw, read-only."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, select
+
+from tombola.errors import InputError
+from tombola.store.catalogue import draws, run_blobs, runs
+from tombola.store.owners import Owner
+
+FINISHED = ("finished", "diverged")  # the statuses of a run whose result is complete
+_RUN_ID = re.compile(r"[0-9a-f]{64}")
+_DRAW_ID = re.compile(r"[0-9a-f]{8,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as the store knows it.
+
+    ``status`` is "running", "interrupted" (nobody works on it), "finished" or "diverged"; the last two are complete
+    results. ``blobs`` maps names to addresses. Times are seconds since 1970; ``owner`` is host:pid while it runs.
+    """
+
+    id: str
+    status: str
+    about: dict[str, Any]
+    summary: dict[str, Any]
+    blobs: dict[str, str]
+    owner: str | None
+    created: float
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRecord:
+    """A draw as the store knows it; ``status`` is "running" or "finished". Times are seconds since 1970."""
+
+    id: str
+    status: str
+    about: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    created: float
+    updated: float
+
+
+def run_records(connection: Connection, *conditions: ColumnElement[bool]) -> list[RunRecord]:
+    """The records of the runs that meet the conditions, the newest last."""
+    rows = connection.execute(select(runs).where(*conditions).order_by(runs.c.created, runs.c.id)).all()
+    held = select(run_blobs).join(runs, runs.c.id == run_blobs.c.run).where(*conditions).order_by(run_blobs.c.name)
+    blobs: dict[str, dict[str, str]] = {row.id: {} for row in rows}
+    for entry in connection.execute(held):
+        blobs[entry.run][entry.name] = entry.address
+    now = time.time()
+    return [_run_record(row, blobs[row.id], now) for row in rows]
+
+
+def draw_records(connection: Connection, *conditions: ColumnElement[bool]) -> list[DrawRecord]:
+    """The records of the draws that meet the conditions, the newest last."""
+    rows = connection.execute(select(draws).where(*conditions).order_by(draws.c.created, draws.c.id))
+    return [
+        DrawRecord(row.id, row.status, json.loads(row.about), json.loads(row.rounds), row.created, row.updated)
+        for row in rows
+    ]
+
+
+def _run_record(row: Row[Any], blobs: dict[str, str], now: float) -> RunRecord:
+    """The record of a row; a run whose owner has died reads as interrupted."""
+    owner = owner_of(row)
+    running = owner is not None and owner.lives(row.heartbeat, now)
+    return RunRecord(
+        id=row.id,
+        status="interrupted" if row.status == "running" and not running else row.status,
+        about=json.loads(row.about),
+        summary=json.loads(row.summary),
+        blobs=blobs,
+        owner=f"{owner.host.partition(' ')[0]}:{owner.pid}" if running and owner is not None else None,
+        created=row.created,
+        finished=row.finished,
+    )
+
+
+def owner_of(row: Row[Any]) -> Owner | None:
+    """The process that has claimed a row's run, if any."""
+    return None if row.token is None else Owner(row.host, row.pid, row.started, row.token)
+
+
+def as_json(what: str, value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    """The value as JSON text; InputError where it holds something else. NaN and infinities stay what they are."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must hold only what JSON can: {error}") from error
+
+
+def check_run_id(run_id: str) -> str:
+    """The id back, or InputError."""
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise InputError(f"a run's id must be 64 lower-case hexadecimal digits, but got {run_id!r}")
+    return run_id
+
+
+def check_draw_id(draw_id: str) -> str:
+    """The id back, or InputError."""
+    if not isinstance(draw_id, str) or not _DRAW_ID.fullmatch(draw_id):
+        raise InputError(f"a draw's id must be 8 to 64 lower-case hexadecimal digits, but got {draw_id!r}")
+    return draw_id
+
+
+def check_names(names: Mapping[str, bytes]) -> None:
+    """Refuse a blob without a proper name."""
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InputError(f"a blob's name must be a word, but got {name!r}")

@@ -1,0 +1,69 @@
+"""The fully connected and small convolutional nets of Frankle & Carbin (2019), figure 2.
+
+All weights are drawn Gaussian Glorot, biases are zero. Layers are named ``fc1``, ``conv1``, ... in order.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+
+def gaussian_glorot_(model: nn.Module) -> nn.Module:
+    """Draw every linear and convolutional weight from N(0, 2 / (fan_in + fan_out)) and set biases to zero, in place."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+def mlp(*widths: int) -> nn.Module:
+    """A fully connected ReLU net, ``mlp(784, 300, 100, 10)``; images are flattened."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    _add_linear(layers, widths)
+    return gaussian_glorot_(nn.Sequential(layers))
+
+
+def lenet300() -> nn.Module:
+    """LeNet-300-100 for 28x28 images: 266,200 weights (LeCun et al. 1998)."""
+    return mlp(784, 300, 100, 10)
+
+
+def lenet5() -> nn.Module:
+    """LeNet-5 as the pruning papers use it, for 28x28 images: 20 and 50 5x5 filters, 500 units, 430,500 weights."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv1"], layers["relu1"], layers["pool1"] = nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2)
+    layers["conv2"], layers["relu2"], layers["pool2"] = nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    _add_linear(layers, (800, 500, 10))
+    return gaussian_glorot_(nn.Sequential(layers))
+
+
+def conv_net(depth: int) -> nn.Module:
+    """Conv-2, Conv-4 or Conv-6 for 32x32 colour images: pairs of 3x3 convolutions of 64, 128, 256 channels, each pair
+    followed by 2x2 max pooling, then 256-256-10 fully connected. 4,300,992, 2,425,024 and 2,261,184 weights.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels, side = 3, 32
+    for pair in range(depth // 2):
+        for _ in range(2):
+            number = sum(isinstance(layer, nn.Conv2d) for layer in layers.values()) + 1
+            layers[f"conv{number}"] = nn.Conv2d(channels, 64 * 2**pair, 3, padding=1)
+            layers[f"conv_relu{number}"] = nn.ReLU()
+            channels = 64 * 2**pair
+        layers[f"pool{pair + 1}"], side = nn.MaxPool2d(2), side // 2
+    layers["flatten"] = nn.Flatten()
+    _add_linear(layers, (channels * side * side, 256, 256, 10))
+    return gaussian_glorot_(nn.Sequential(layers))
+
+
+def _add_linear(layers: OrderedDict[str, nn.Module], widths: Sequence[int]) -> None:
+    for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+        if number > 1:
+            layers[f"fc_relu{number - 1}"] = nn.ReLU()
+        layers[f"fc{number}"] = nn.Linear(inputs, outputs)

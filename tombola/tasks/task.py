@@ -1,0 +1,279 @@
+"""A task: a model family, its data, its loss, its metrics, its default training recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from tombola.errors import InputError
+from tombola.recipe import Recipe
+from tombola.sealed import content_hash
+from tombola.seeds import global_stream, stream
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+State = dict[str, Tensor]
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """What a task trains and is judged on: examples that are taken by index, in batches."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def take(self, index: Tensor) -> Any:
+        """The batch of these examples (1-D int64 index)."""
+        ...
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """All examples in order, in batches of ``size``."""
+        ...
+
+    def to(self, device: str) -> Examples:
+        """The same examples with their tensors on ``device``."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A checksum of the content."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training data trains, validation data selects, test data is read once per finished run."""
+
+    train: Examples
+    validation: Examples
+    test: Examples | None
+
+    @property
+    def digest(self) -> str:
+        """One checksum over the three parts."""
+        parts = (self.train, self.validation, self.test)
+        return hashlib.sha256("/".join("-" if p is None else p.digest for p in parts).encode()).hexdigest()
+
+    def to(self, device: str) -> Splits:
+        """The same splits with their tensors on ``device``."""
+        if device == "cpu":
+            return self
+        return Splits(
+            self.train.to(device), self.validation.to(device), None if self.test is None else self.test.to(device)
+        )
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """Mean softmax cross-entropy of ``model(x)`` for batches ``(x, y)``."""
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def accuracy(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Loss and share of right answers of a classifier, in one pass over the batch."""
+    x, y = batch
+    out = model(x)
+    return {"loss": F.cross_entropy(out, y), "accuracy": (out.argmax(dim=1) == y).float().mean()}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train, on what, judged by what. Built-in tasks have names; bring your own by filling in the first fields.
+
+    Parameters
+    ----------
+    model
+        Makes the net, with freshly drawn weights. Called with torch's global random state set to the seed's stream.
+    train, validation, test
+        Each a tuple of tensors ``(x, y)``, a map-style ``torch.utils.data.Dataset``, or anything with the methods of
+        ``Examples``. Without ``validation``, a tenth of ``train`` is set aside by the seed.
+    loss
+        ``loss(model, batch)``, a scalar tensor, the mean over the batch.
+    metrics
+        ``metrics(model, batch)``, names to scalar means over the batch; if it gives ``"loss"`` too, that is used and
+        the loss is not computed twice.
+    metric
+        The metric that judges, among those; ``higher_is_better`` says which way.
+    name
+        Part of the identity of its runs. Give two tasks that differ in anything but data and initial weights different
+        names: code is not looked into beyond the source of ``loss``.
+    recipe, allocation, relative_rates, rounds
+        Defaults for training and for drawing.
+    load
+        For built-in tasks: ``load(root, seed)`` gives the splits in place of the three fields.
+    """
+
+    model: Callable[[], nn.Module]
+    train: Any = None
+    validation: Any = None
+    test: Any = None
+    loss: Loss = cross_entropy
+    metrics: Metrics = accuracy
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+    name: str = "custom"
+    recipe: Recipe = field(default_factory=Recipe)
+    allocation: str = "layerwise"
+    relative_rates: Mapping[str, float] = field(default_factory=dict)
+    rounds: int = 12
+    load: Callable[[Path | None, int], Splits] | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.train is None and self.load is None:
+            raise InputError("a task needs data: give train=(x, y), a map-style dataset, or an object with take(index)")
+
+    def splits(self, seed: int, root: Path | None = None) -> Splits:
+        """The data of one seed. ``root`` is the data root of built-in tasks."""
+        if self.load is not None:
+            return self.load(root, seed)
+        train, test = examples(self.train), None if self.test is None else examples(self.test)
+        if self.validation is not None:
+            return Splits(train, examples(self.validation), test)
+        order = torch.randperm(len(train), generator=stream(seed, "split"))
+        held_out = max(1, len(train) // 10)
+        return Splits(_Part(train, order[held_out:].sort().values), _Part(train, order[:held_out].sort().values), test)
+
+    def build(self, seed: int, *names: str | int) -> nn.Module:
+        """The net with the initial weights of ``seed``, or of a control's stream, e.g. ``("control", "reinit", 0)``."""
+        with global_stream(seed, *(names or ("init",))):
+            return self.model()
+
+    def identity(self) -> dict[str, Any]:
+        """What of the task itself, beside data and initial weights, decides a run."""
+        known: dict[str, Any] = {"name": self.name}
+        if self.load is None:
+            known["loss"] = _source(self.loss)
+        return known
+
+
+def examples(given: Any) -> Examples:
+    """What was given as data, as ``Examples``. ``InputError`` for what can't be taken by index."""
+    if isinstance(given, Examples):
+        return given
+    if isinstance(given, (tuple, list)) and given and all(isinstance(t, Tensor) for t in given):
+        return _Tensors(tuple(given))
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        return _Indexed(given)
+    raise InputError(
+        "data must be a tuple of tensors (x, y), a map-style dataset, or an object with take(index), "
+        f"but got a {type(given).__name__}"
+    )
+
+
+class _Tensors:
+    """Tensors of one length, indexed together; a batch is a tuple of them, in their own dtypes."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        lengths = {len(t) if t.dim() else 0 for t in tensors}
+        if len(lengths) != 1 or 0 in lengths:
+            raise InputError(
+                f"data tensors must be equally long, 1 or more, but have shapes {[tuple(t.shape) for t in tensors]}"
+            )
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def take(self, index: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.index_select(0, index.to(t.device)) for t in self.tensors)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*(torch.split(t, size) for t in self.tensors), strict=True)
+
+    def to(self, device: str) -> _Tensors:
+        return _Tensors(tuple(t.to(device) for t in self.tensors))
+
+    @property
+    def digest(self) -> str:
+        return content_hash("data", {}, {str(i): t.detach().cpu() for i, t in enumerate(self.tensors)})
+
+
+class _Indexed:
+    """A map-style dataset. Its checksum covers its length and its first, middle and last example."""
+
+    def __init__(self, dataset: Any, device: str = "cpu") -> None:
+        self.dataset, self.device = dataset, device
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, index: Tensor) -> Any:
+        return _moved(default_collate([self.dataset[i] for i in index.tolist()]), self.device)
+
+    def batches(self, size: int) -> Iterator[Any]:
+        for first in range(0, len(self), size):
+            yield self.take(torch.arange(first, min(first + size, len(self))))
+
+    def to(self, device: str) -> _Indexed:
+        return _Indexed(self.dataset, device)
+
+    @property
+    def digest(self) -> str:
+        sample = _tensors(self.take(torch.tensor([0, len(self) // 2, len(self) - 1])))
+        about = {"type": type(self.dataset).__qualname__, "length": len(self)}
+        return content_hash("data", about, {str(i): t.cpu() for i, t in enumerate(sample)})
+
+
+class _Part:
+    """Some of the examples of another set."""
+
+    def __init__(self, whole: Examples, index: Tensor) -> None:
+        self.whole, self.index = whole, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, index: Tensor) -> Any:
+        return self.whole.take(self.index[index])
+
+    def batches(self, size: int) -> Iterator[Any]:
+        for part in torch.split(self.index, size):
+            yield self.whole.take(part)
+
+    def to(self, device: str) -> _Part:
+        return _Part(self.whole.to(device), self.index)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.whole.digest.encode() + self.index.numpy().tobytes()).hexdigest()
+
+
+def size_of(batch: Any) -> int:
+    """How many examples a batch holds: the first dimension of its first tensor."""
+    tensors = _tensors(batch)
+    return len(tensors[0]) if tensors and tensors[0].dim() else 1
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    return [t for part in batch for t in _tensors(part)] if isinstance(batch, (tuple, list)) else []
+
+
+def _moved(batch: Any, device: str) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _moved(part, device) for key, part in batch.items()}
+    return [_moved(part, device) for part in batch] if isinstance(batch, (tuple, list)) else batch
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        text = getattr(function, "__qualname__", repr(type(function)))
+    return hashlib.sha256(text.encode()).hexdigest()
