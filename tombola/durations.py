@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from tombola.errors import InputError
 
+_LIMIT = 2**53  # every whole number below is exact as a float, so that text and value are one to one
 _FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(it|ep)\s*$")
 
 
@@ -16,7 +17,7 @@ _FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(it|ep)\s*$")
 class Duration:
     """A length of training: a whole number of optimiser steps (``it``), or epochs (``ep``), which may be fractions.
 
-    Raises ``InputError`` for a negative length, or a fraction of a step.
+    Raises ``InputError`` for a negative length, one of 2**53 or more, or a fraction of a step.
     """
 
     length: float
@@ -25,8 +26,8 @@ class Duration:
     def __post_init__(self) -> None:
         if self.unit not in ("it", "ep"):
             raise InputError(f"a duration is counted in 'it' (steps) or 'ep' (epochs), but got {self.unit!r}")
-        if not math.isfinite(self.length) or self.length < 0:
-            raise InputError(f"a duration must be a finite length of 0 or more, but got {self.length!r}")
+        if not 0 <= self.length < _LIMIT:
+            raise InputError(f"a duration must be a length of 0 or more and below 2**53, but got {self.length!r}")
         if self.unit == "it" and self.length != int(self.length):
             raise InputError(f"a duration in steps must be a whole number, but got {self.length!r}it")
 
@@ -50,7 +51,9 @@ class Duration:
         return int(self.length) if self.unit == "it" else round(self.length * steps_per_epoch)
 
     def __str__(self) -> str:
-        return f"{self.length:g}{self.unit}" if self.length < 1e6 else f"{int(self.length)}{self.unit}"
+        """What ``Duration.of`` reads back as the same duration: no digit is lost, and there is no exponent."""
+        whole = self.length == int(self.length)
+        return f"{int(self.length) if whole else format(Decimal(repr(self.length)), 'f')}{self.unit}"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

@@ -25,7 +25,7 @@ from tombola.errors import InputError, StoreError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.sealed import canonical_json, content_hash
-from tombola.store import RunRecord, Store
+from tombola.store import ClaimLost, RunRecord, Store
 from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
 from tombola.training.checkpoint import Slot
@@ -38,8 +38,9 @@ POLL_SECONDS = 0.5
 class Event:
     """Something a watcher of a lab may want to show."""
 
-    kind: Literal["start", "step", "done", "found", "waiting"]
-    """A training begins, has come to an evaluation, is over; was in the store; is under way in another process."""
+    kind: Literal["start", "step", "done", "found", "waiting", "download"]
+    """A training begins, has come to an evaluation, is over; was in the store; is under way in another process;
+    a file of data is on its way, ``arm`` its name, ``done`` and ``total`` its bytes."""
     arm: str
     seed: int
     density: float
@@ -135,13 +136,16 @@ class Lab:
 
     def _data(self, seed: int) -> tuple[Splits, str]:
         if seed not in self._splits:
-            splits = self.task.splits(seed, self.data_root)
+            splits = self.task.splits(seed, self.data_root, self._downloading)
             self._splits[seed] = (splits, splits.digest)
         return self._splits[seed]
 
+    def _downloading(self, name: str, done: int, total: int | None) -> None:
+        self._tell(Event("download", name, 0, 0.0, done, total or 0))
+
     def steps_per_epoch(self, seed: int, recipe: Recipe) -> int:
-        """Optimiser steps in one pass over the training data; the last batch may be smaller."""
-        return math.ceil(len(self.splits(seed).train) / recipe.batch)
+        """Optimiser steps in one pass over the training data of a seed."""
+        return recipe.steps_per_epoch(len(self.splits(seed).train))
 
     def train(
         self,
@@ -194,7 +198,7 @@ class Lab:
                 self.store.read(record, name)
         except StoreError as error:
             warnings.warn(f"a stored result is damaged and will be computed again: {error}", stacklevel=3)
-            self.store.discard(run_id)
+            self.store.discard(record)
             return None
         return record
 
@@ -215,9 +219,12 @@ class Lab:
         with claim:
             self._tell(event, kind="start")
             slot = Slot(claim.checkpoint, run_id, self.checkpoint_every)
-            outcome = self._train(seed, start, mask, recipe, keep, slot=slot, event=event)
-            summary = {**outcome.summary, "versions": versions()}
-            record = claim.finish(summary, _blobs(outcome, mask), status=outcome.status)
+            try:
+                outcome = self._train(seed, start, mask, recipe, keep, slot=slot, event=event)
+                summary = {**outcome.summary, "versions": versions()}
+                record = claim.finish(summary, _blobs(outcome, mask), status=outcome.status)
+            except ClaimLost:  # this process was stopped for so long that another took the run over
+                return None
             self._tell(event, kind="done", row=summary)
             return record
 

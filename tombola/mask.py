@@ -87,17 +87,19 @@ class Mask(Mapping[str, Tensor]):
         """A structured mask: whole output channels (slices of dimension 0) kept or dropped.
 
         ``shapes`` gives every covered parameter's shape; ``kept`` a bool vector of length ``shape[0]`` for those that
-        lose channels. Parameters that ``kept`` doesn't name are kept whole.
+        lose channels. Parameters that ``kept`` doesn't name are kept whole. The weights of a transposed convolution
+        have its input channels in dimension 0.
         """
         unknown = [name for name in kept if name not in shapes]
         if unknown:
             raise InputError(f"no parameter {unknown[0]!r} to take channels from.{suggestion(unknown[0], shapes)}")
-        tensors = {}
-        for name, shape in shapes.items():
-            rows = kept.get(name, torch.ones(shape[0], dtype=torch.bool))
-            if tuple(rows.shape) != (shape[0],):
+        tensors = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+        for name, rows in kept.items():
+            shape = shapes[name]
+            if tuple(rows.shape) != tuple(shape[:1]) or not shape:
                 raise InputError(
-                    f"{name!r} has {shape[0]} output channels, but got a vector of shape {tuple(rows.shape)}"
+                    f"{name!r} has {shape[0] if shape else 'no'} output channels, "
+                    f"but got a vector of shape {tuple(rows.shape)}"
                 )
             tensors[name] = rows.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)
         return cls(tensors)
@@ -163,11 +165,14 @@ class Mask(Mapping[str, Tensor]):
 
     def collapsed(self) -> list[str]:
         """Names of the layers of which nothing is kept, though something is kept elsewhere (layer collapse)."""
-        return [n for n, k in self._kept.items() if k == 0] if self.kept else []
+        return [n for n, k in self._kept.items() if k == 0 and self[n].numel()] if self.kept else []
 
     def channels(self) -> dict[str, Tensor]:
-        """For each parameter, the bool vector of output channels (dimension 0) of which anything is kept."""
-        return {n: t.reshape(t.shape[0], -1).any(dim=1) if t.dim() else t.reshape(1) for n, t in self._tensors.items()}
+        """For each parameter, the bool vector of output channels (dimension 0) of which anything is kept.
+
+        A tensor without dimensions counts as one channel.
+        """
+        return {n: t.unsqueeze(-1).flatten(1).any(dim=1) if t.dim() else t.reshape(1) for n, t in self._tensors.items()}
 
     def distance(self, other: Mask) -> float:
         """Normalised Hamming distance, 0 to 1: the share of entries on which the masks differ (You et al. 2020)."""

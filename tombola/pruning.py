@@ -5,7 +5,8 @@ The counts are exact and their rounding is stated:
 * the net as a whole keeps ``round(density * total)`` entries (Python's ``round``: a half goes to the even number);
 * an allocation other than ``global`` first fixes each layer's share, a real number, and hands out whole entries by
   largest remainder: every layer gets the whole part of its share, and the entries left over go one each to the layers
-  with the largest fractions, earlier layers first where fractions are equal;
+  with the largest fractions, earlier layers first where fractions are equal; with ``within``, a layer of which nothing
+  more is left to keep passes its turn on;
 * inside a pool (the net, or one layer) the highest scores are kept; of equal scores, the one that comes first in the
   model's order of parameters, then in row-major order.
 """
@@ -69,26 +70,30 @@ class Layerwise:
 
     def shares(self, density: float, shapes: Shapes) -> dict[str, float]:
         """How many entries, as real numbers, each layer keeps at this density of the whole net."""
+        def kept(rounds: float) -> float:
+            return sum(self._shares(rounds, shapes).values())
+
+        least = kept(math.inf)
         wanted = density * _total(shapes)
+        if wanted < least and not math.isclose(wanted, least, rel_tol=1e-12):
+            spared = [name for name, rate in self.rates(shapes).items() if 1 - rate == 1]
+            raise InputError(
+                f"density {density:g} can't be reached: the layers with rate 0 ({', '.join(spared)}) keep more"
+            )
         low, high = 0.0, 1.0
-        while sum(self._shares(high, shapes).values()) > wanted:
-            high *= 2
-            if high > 1e6:
-                spared = [name for name, rate in self.rates(shapes).items() if rate == 0]
-                raise InputError(
-                    f"density {density:g} can't be reached: the layers with rate 0 ({', '.join(spared)}) keep more"
-                )
+        while kept(high) > max(wanted, least):
+            low, high = high, 2 * high
         for _ in range(200):  # bisection to the last bit
             middle = (low + high) / 2
             if middle in (low, high):
                 break
-            if sum(self._shares(middle, shapes).values()) > wanted:
+            if kept(middle) > wanted:
                 low = middle
             else:
                 high = middle
-        # A whole number of rounds is meant to be one, however the bisection rounded.
-        t = round(high) if math.isclose(high, round(high), rel_tol=1e-9, abs_tol=1e-9) else high
-        return self._shares(t, shapes)
+        # Rounds that were whole are whole again, however the bisection rounded.
+        whole = round(high)
+        return self._shares(whole if math.isclose(kept(whole), wanted, rel_tol=1e-12) else high, shapes)
 
     def _shares(self, rounds: float, shapes: Shapes) -> dict[str, float]:
         return {n: math.prod(shapes[n]) * (1 - rate) ** rounds for n, rate in self.rates(shapes).items()}
@@ -105,15 +110,15 @@ def erk_shares(density: float, shapes: Shapes) -> dict[str, float]:
     Mocanu et al. (2018) for matrices, Evci et al. (2020) for kernels. A layer whose share would exceed it is kept whole
     and the others are scaled up for it.
     """
-    weights = {name: float(sum(shape)) for name, shape in shapes.items()}  # density * size is in proportion to the sum
+    # density * size is in proportion to the sum of dimensions; a single number counts as one of length 1
+    weights = {name: float(sum(shape or (1,))) for name, shape in shapes.items()}
     sizes = {name: float(math.prod(shape)) for name, shape in shapes.items()}
-    whole: set[str] = set()
+    whole = {name for name in shapes if sizes[name] == 0}
     while True:
+        partial = [name for name in shapes if name not in whole]
         left = density * _total(shapes) - sum(sizes[n] for n in whole)
-        scale = (
-            left / sum((weights[n] for n in shapes if n not in whole), start=0.0) if len(whole) < len(shapes) else 0.0
-        )
-        full = {n for n in shapes if n not in whole and scale * weights[n] > sizes[n]}
+        scale = left / sum(weights[n] for n in partial) if partial else 0.0
+        full = {n for n in partial if scale * weights[n] > sizes[n]}
         if not full:
             return {n: sizes[n] if n in whole else scale * weights[n] for n in shapes}
         whole |= full
@@ -140,7 +145,8 @@ def prune(
     Parameters
     ----------
     scores
-        Parameter name to a tensor of the parameter's shape; higher is kept. Infinities are fine, NaN is refused.
+        Parameter name to a tensor of the parameter's shape; higher is kept. Of any real type, compared as float64.
+        Infinities are fine, NaN is refused.
     density
         Kept / all entries, 0 to 1. Left out only when ``allocation`` gives every layer's density itself.
     allocation
@@ -160,7 +166,7 @@ def prune(
     _check(scores, within)
     if structure == "channel":
         return _prune_channels(scores, density, allocation, within)
-    pools = {name: value.detach().flatten() for name, value in scores.items()}
+    pools = {name: value.detach().to("cpu", torch.float64).flatten() for name, value in scores.items()}
     shapes = {name: tuple(value.shape) for name, value in scores.items()}
     free = None if within is None else {name: within[name].flatten() for name in scores}
     kept = _keep(pools, shapes, density, allocation, free)
@@ -173,7 +179,9 @@ def _prune_channels(
     flat = [name for name, value in scores.items() if value.dim() == 0]
     if flat:
         raise InputError(f"structure='channel' needs parameters with an output dimension, but {flat[0]!r} has none")
-    pools = {name: value.detach().reshape(value.shape[0], -1).mean(dim=1) for name, value in scores.items()}
+    # In float64, where any type's sums are exact enough; a channel without entries scores 0.
+    rowwise = {n: v.detach().to("cpu", torch.float64).unsqueeze(-1).flatten(1) for n, v in scores.items()}
+    pools = {name: rows.sum(dim=1) / max(1, rows.shape[1]) for name, rows in rowwise.items()}
     shapes = {name: tuple(value.shape) for name, value in scores.items()}
     rows = _keep(
         pools,
@@ -193,17 +201,21 @@ def _keep(
     allocation: Allocation,
     free: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """The bool vector of kept elements for each pool of scores (1-D)."""
+    """The bool vector of kept elements for each pool of scores (1-D, float64)."""
+    for name, pool in pools.items():
+        if bool(torch.isnan(pool).any()):
+            raise InputError(f"scores must not be NaN, but those of {name!r} have some: did the training diverge?")
     shares = _shares(shapes, density, allocation)
     if shares is None:
         assert density is not None
-        scores = torch.cat([p.to("cpu", torch.float64) for p in pools.values()])
+        scores = torch.cat(list(pools.values()))
         allowed = None if free is None else torch.cat([free[name] for name in pools])
         chosen = top(scores, round(density * len(scores)), allowed, where="the net")
         return dict(zip(pools, torch.split(chosen, [len(p) for p in pools.values()]), strict=True))
-    counts = apportion(shares, None if density is None else round(density * _total(shapes)))
+    most = {name: len(pool) if free is None else int(free[name].sum()) for name, pool in pools.items()}
+    counts = apportion(shares, None if density is None else round(density * _total(shapes)), most)
     return {
-        name: top(pool.to("cpu", torch.float64), counts[name], None if free is None else free[name], where=repr(name))
+        name: top(pool, counts[name], None if free is None else free[name], where=repr(name))
         for name, pool in pools.items()
     }
 
@@ -223,21 +235,31 @@ def _shares(shapes: Shapes, density: float | None, allocation: Allocation) -> di
     density = _checked_density(density)
     if isinstance(allocation, Layerwise):
         return allocation.shares(density, shapes)
-    if allocation not in ALLOCATIONS:
+    if not isinstance(allocation, str) or allocation not in ALLOCATIONS:
         raise InputError(f"unknown allocation {allocation!r}.{suggestion(str(allocation), ALLOCATIONS)}")
     divide = ALLOCATIONS[allocation]
     return None if divide is None else divide(density, shapes)
 
 
-def apportion(shares: Mapping[str, float], total: int | None = None) -> dict[str, int]:
-    """Whole numbers for real shares by largest remainder, summing to ``total`` (default: their sum, rounded)."""
+def apportion(
+    shares: Mapping[str, float], total: int | None = None, most: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Whole numbers for real shares by largest remainder, summing to ``total`` (default: their sum, rounded).
+
+    ``most`` is what each can hold at most: one that is full passes its turn at the entries left over on to the next.
+    ``InputError`` where all are full.
+    """
     # A share such as 188159.99999999997 is a whole number that binary fractions can't hold.
     exact = {n: round(s) if math.isclose(s, round(s), rel_tol=1e-12, abs_tol=1e-9) else s for n, s in shares.items()}
     counts = {name: math.floor(share) for name, share in exact.items()}
-    left = (round(sum(exact.values())) if total is None else total) - sum(counts.values())
+    total = round(sum(exact.values())) if total is None else total
     by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])  # stable: earlier layers first
-    for name in by_remainder[: max(left, 0)]:
-        counts[name] += 1
+    while (left := total - sum(counts.values())) > 0:
+        takers = [name for name in by_remainder if most is None or counts[name] < most[name]][:left]
+        if not takers:
+            raise _too_many("the net", total - left, total)
+        for name in takers:
+            counts[name] += 1
     return counts
 
 
@@ -249,7 +271,7 @@ def top(scores: Tensor, count: int, allowed: Tensor | None = None, *, where: str
     index = None if allowed is None else allowed.nonzero().flatten()
     pool = scores if index is None else scores[index]
     if count > len(pool):
-        raise InputError(f"{where} can keep at most {len(pool)} entries here, but {count} are asked for: prune less")
+        raise _too_many(where, len(pool), count)
     chosen = torch.zeros(len(pool), dtype=torch.bool)
     if count > 0:
         cut = pool.kthvalue(len(pool) - count + 1).values
@@ -263,12 +285,16 @@ def top(scores: Tensor, count: int, allowed: Tensor | None = None, *, where: str
     return kept
 
 
+def _too_many(where: str, most: int, count: int) -> InputError:
+    return InputError(f"{where} can keep at most {most} entries here, but {count} are asked for: prune less")
+
+
 def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
     if not scores:
         raise InputError("there are no scores to prune by: the model has no prunable parameter")
     for name, value in scores.items():
-        if bool(torch.isnan(value).any()):
-            raise InputError(f"scores must not be NaN, but those of {name!r} have some: did the training diverge?")
+        if value.is_complex():
+            raise InputError(f"scores must be real numbers, to be ranked, but those of {name!r} are {value.dtype}")
     if within is not None:
         shapes: Sequence[tuple[str, tuple[int, ...]]] = [(n, tuple(v.shape)) for n, v in scores.items()]
         differing = sorted(set(shapes) ^ {(n, tuple(t.shape)) for n, t in within.items()})

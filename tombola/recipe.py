@@ -39,7 +39,7 @@ class Recipe(Identified):
     momentum: Fraction = Field(0.0, description="momentum (sgd)")
     nesterov: bool = Field(False, description="Nesterov momentum (sgd)")
     weight_decay: float = Field(
-        0.0, ge=0, description="weight decay: added to the gradient (sgd, adam) or decoupled (adamw)"
+        0.0, ge=0, allow_inf_nan=False, description="weight decay: added to the gradient (sgd, adam) or decoupled (adamw)"
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of the moments (adam, adamw)")
     eps: Positive = Field(1e-8, description="term added to the denominator (adam, adamw)")
@@ -65,9 +65,15 @@ class Recipe(Identified):
             raise ValueError("steps and evaluate_every must be more than 0")
         return self
 
+    def steps_per_epoch(self, examples: int) -> int:
+        """Optimiser steps in one pass. The last batch may be smaller; a lone last example is left out of the pass,
+        as it has no batch statistics to normalise by."""
+        whole, rest = divmod(examples, self.batch)
+        return max(1, whole + (rest > 1))
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of one step, counted from 0."""
-        total = self.steps.steps(steps_per_epoch)
+        total = max(1, self.steps.steps(steps_per_epoch))
         factor = 1.0
         if self.lr_schedule == "steps":
             factor = self.gamma ** sum(step >= m.steps(steps_per_epoch) for m in self.milestones)

@@ -39,9 +39,14 @@ class Weights:
         """The prunable weights at initialisation. ``InputError`` where the caller gave none."""
         if self.start is None:
             raise InputError("this criterion compares with the initial weights: pass initial=, a state_dict of them")
-        missing = [name for name in self.final if name not in self.start]
-        if missing:
-            raise InputError(f"initial= lacks the weights of {missing[0]!r}")
+        for name, final in self.final.items():
+            if name not in self.start:
+                raise InputError(f"initial= lacks the weights of {name!r}")
+            if self.start[name].shape != final.shape:
+                raise InputError(
+                    f"initial= has {name!r} of shape {tuple(self.start[name].shape)}, "
+                    f"but the model's is {tuple(final.shape)}"
+                )
         return {name: self.start[name].detach() for name in self.final}
 
 
@@ -69,7 +74,7 @@ def criterion(spec: str | Criterion) -> Criterion:
     if spec in CRITERIA:
         return CRITERIA[spec]
     module, colon, name = spec.partition(":")
-    if not colon:
+    if not (module and colon and name) or module.startswith("."):
         raise InputError(
             f"unknown criterion {spec!r}.{suggestion(spec, CRITERIA)} "
             "A function of your own is given as package.module:function."
@@ -113,8 +118,11 @@ def score(
     generator
         For criteria that draw at random; default: a generator with torch's default seed, so the same draw every time.
 
-    Returns a dict of tensors of the parameters' shapes, on the CPU, float32 or float64. Raises ``InputError`` for an
-    unknown criterion or mode, a criterion that returns the wrong shapes, and scores that are NaN.
+    Returns a dict of tensors of the parameters' shapes, on the CPU, float32 or (where the criterion gave float64 or
+    whole numbers) float64. Torch's global random state, too, comes back as it was.
+
+    Raises ``InputError`` for an unknown criterion or mode, a criterion that returns the wrong shapes, and scores that
+    are NaN.
     """
     if mode not in (None, "train", "eval"):
         raise InputError(f"mode must be 'train' or 'eval', but got {mode!r}")
@@ -130,53 +138,73 @@ def score(
         start=initial,
     )
     with _Untouched(model, mode):
-        scores = function(weights)
-    return _checked(scores, weights, by)
+        # Checked and copied before the weights come back: the scores may share their memory.
+        return _checked(function(weights), weights, by)
 
 
-def _checked(scores: Mapping[str, Tensor], weights: Weights, by: str | Criterion) -> Scores:
+def _checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
     label = by if isinstance(by, str) else getattr(by, "__qualname__", repr(by))
+    if not isinstance(scores, Mapping):
+        raise InputError(
+            f"the criterion {label!r} must return a dict of names to scores, but gave a {type(scores).__name__}"
+        )
     checked = {}
     for name, weight in weights.final.items():
-        if name not in scores or scores[name].shape != weight.shape:
-            got = tuple(scores[name].shape) if name in scores else "nothing"
+        value = scores.get(name)
+        if not isinstance(value, Tensor) or value.shape != weight.shape or value.is_complex():
+            got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
-                f"the criterion {label!r} must give {name!r} scores of shape {tuple(weight.shape)}, but gave {got}"
+                f"the criterion {label!r} must give {name!r} real scores of shape {tuple(weight.shape)}, but gave {got}"
             )
-        value = scores[name].detach().to("cpu")
-        checked[name] = value.clone() if value.dtype == torch.float64 else value.to(torch.float32, copy=True)
+        short = value.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        checked[name] = value.detach().to("cpu", torch.float32 if short else torch.float64, copy=True)
         if bool(torch.isnan(checked[name]).any()):
             raise InputError(f"the criterion {label!r} scored some of {name!r} NaN: are the weights finite?")
     return checked
 
 
 class _Untouched:
-    """Give the model back as it was: training flags, parameters, buffers, gradients, global random state."""
+    """Give the model back as it was: training flags, parameters, buffers, gradients, torch's global random state."""
 
     def __init__(self, model: nn.Module, mode: str | None) -> None:
         self.model, self.mode = model, mode
 
     def __enter__(self) -> None:
-        self.flags = {module: module.training for module in self.model.modules()}
-        self.tensors = {t: t.detach().clone() for t in (*self.model.parameters(), *self.model.buffers())}
-        self.grads = {p: (p.grad, None if p.grad is None else p.grad.clone()) for p in self.model.parameters()}
-        self.needs = {p: p.requires_grad for p in self.model.parameters()}
-        self.rng = torch.get_rng_state()
+        # A module's own tensors are remembered by slot and by content: code may fill them, or put others in their place.
+        self.modules = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in self.model.modules()]
+        self.tensors = [(t, t.detach().clone()) for t in (*self.model.parameters(), *self.model.buffers())]
+        self.grads = [(p, p.grad, p.requires_grad) for p in self.model.parameters()]
+        self.random = torch.random.fork_rng(devices={t.device for t, _ in self.tensors if t.is_cuda})
+        self.random.__enter__()
         if self.mode is not None:
             self.model.train(self.mode == "train")
         for p in self.model.parameters():
             p.grad = None
 
     def __exit__(self, *error: object) -> None:
-        for module, flag in self.flags.items():
-            module.training = flag
+        for module, training, parameters, buffers in self.modules:
+            module.training = training
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
         with torch.no_grad():
-            for tensor, before in self.tensors.items():
-                if not torch.equal(tensor, before):
-                    tensor.copy_(before)
-        for p, (grad, values) in self.grads.items():
-            if grad is not None and values is not None:
-                grad.copy_(values)
+            for tensor, before in self.tensors:
+                _restore(tensor, before)
+        for p, grad, needed in self.grads:
             p.grad = grad
-            p.requires_grad_(self.needs[p])
-        torch.set_rng_state(self.rng)
+            p.requires_grad_(needed)
+        self.random.__exit__(None, None, None)
+
+
+def _restore(tensor: Tensor, before: Tensor) -> None:
+    """Put a tensor's bits back, in place where its type still fits; what is as it was is not written to."""
+    if (tensor.dtype, tensor.device, tensor.shape) != (before.dtype, before.device, before.shape):
+        tensor.data = before
+    elif not torch.equal(_bits(tensor), _bits(before)):
+        tensor.copy_(before)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """As bytes, in which -0.0 differs from 0.0 and NaN equals itself."""
+    return tensor.detach().flatten().contiguous().view(torch.uint8)

@@ -2,8 +2,10 @@
 weight.
 
 Each compares a weight's value before training (``w_i``) with the one after (``w_f``). ``large_final`` is ``magnitude``
-under that paper's name. Where a criterion gives many entries the same score, as the same-sign ones do (0 for a weight
-that changed its sign), ties fall by the rule of ``prune``.
+under that paper's name; ``large_init_large_final`` and ``small_init_small_final`` have the paper's factor alpha at 1.
+The same-sign and diff-sign criteria score 0 wherever the sign is the other way round, as the authors' code does; with
+``magnitude_increase`` such an entry ranks above one that shrank. Where a criterion gives many entries the same score,
+ties fall by the rule of ``prune``.
 """
 
 from __future__ import annotations
@@ -26,9 +28,8 @@ _PER_ENTRY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "movement": lambda i, f: (f - i).abs(),
     "large_final_same_sign": lambda i, f: f.abs() * (f.sign() == i.sign()),
     "large_final_diff_sign": lambda i, f: f.abs() * (f.sign() != i.sign()),
-    # An increase is at least -|w_i|, so entries of the other sign rank below every increase only with -inf.
-    "magnitude_increase_same_sign": lambda i, f: torch.where(f.sign() == i.sign(), f.abs() - i.abs(), -torch.inf),
-    "magnitude_increase_diff_sign": lambda i, f: torch.where(f.sign() != i.sign(), f.abs() - i.abs(), -torch.inf),
+    "magnitude_increase_same_sign": lambda i, f: (f.abs() - i.abs()) * (f.sign() == i.sign()),
+    "magnitude_increase_diff_sign": lambda i, f: (f.abs() - i.abs()) * (f.sign() != i.sign()),
 }
 
 

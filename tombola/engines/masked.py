@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -33,7 +32,7 @@ class MaskedSession:
         self._weights = [p for p, _ in self._pruned.values()]
         self._keep = [(~gone).to(p.dtype) for p, gone in self._pruned.values()]
         self.optimizer = make_optimizer(self.model, recipe)
-        self.steps_per_epoch = math.ceil(len(train) / recipe.batch)
+        self.steps_per_epoch = recipe.steps_per_epoch(len(train))
         self.step = recipe.start.steps(self.steps_per_epoch)
         self._noise = stream_seed(seed, "noise")
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))

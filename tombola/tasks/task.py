@@ -18,6 +18,7 @@ from tombola.errors import InputError
 from tombola.recipe import Recipe
 from tombola.sealed import content_hash
 from tombola.seeds import global_stream, stream
+from tombola.tasks.data.download import Progress
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor]]
@@ -73,6 +74,9 @@ class Splits:
         )
 
 
+LoadSplits = Callable[[Path | None, int, Progress | None], Splits]
+
+
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Mean softmax cross-entropy of ``model(x)`` for batches ``(x, y)``."""
     x, y = batch
@@ -110,7 +114,7 @@ class Task:
     recipe, allocation, relative_rates, rounds
         Defaults for training and for drawing.
     load
-        For built-in tasks: ``load(root, seed)`` gives the splits in place of the three fields.
+        For built-in tasks: ``load(root, seed, progress)`` gives the splits in place of the three fields.
     """
 
     model: Callable[[], nn.Module]
@@ -126,17 +130,17 @@ class Task:
     allocation: str = "layerwise"
     relative_rates: Mapping[str, float] = field(default_factory=dict)
     rounds: int = 12
-    load: Callable[[Path | None, int], Splits] | None = None
+    load: LoadSplits | None = None
     description: str = ""
 
     def __post_init__(self) -> None:
         if self.train is None and self.load is None:
             raise InputError("a task needs data: give train=(x, y), a map-style dataset, or an object with take(index)")
 
-    def splits(self, seed: int, root: Path | None = None) -> Splits:
-        """The data of one seed. ``root`` is the data root of built-in tasks."""
+    def splits(self, seed: int, root: Path | None = None, progress: Progress | None = None) -> Splits:
+        """The data of one seed. ``root`` is the data root of built-in tasks; ``progress`` hears of their downloads."""
         if self.load is not None:
-            return self.load(root, seed)
+            return self.load(root, seed, progress)
         train, test = examples(self.train), None if self.test is None else examples(self.test)
         if self.validation is not None:
             return Splits(train, examples(self.validation), test)
@@ -163,11 +167,11 @@ def examples(given: Any) -> Examples:
         return given
     if isinstance(given, (tuple, list)) and given and all(isinstance(t, Tensor) for t in given):
         return _Tensors(tuple(given))
-    if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str) and len(given):
         return _Indexed(given)
     raise InputError(
         "data must be a tuple of tensors (x, y), a map-style dataset, or an object with take(index), "
-        f"but got a {type(given).__name__}"
+        f"and hold at least one example, but got a {type(given).__name__}"
     )
 
 

@@ -10,26 +10,27 @@ from tombola.recipe import Recipe
 from tombola.tasks.data.arrays import Arrays, split
 from tombola.tasks.data.cifar import load_cifar10
 from tombola.tasks.data.digits import load_digits
+from tombola.tasks.data.download import Progress
 from tombola.tasks.data.idx import load_fashion_mnist, load_mnist
 from tombola.tasks.data.root import data_root
 from tombola.tasks.models import conv_net, lenet5, lenet300, mlp
-from tombola.tasks.task import Splits, Task
+from tombola.tasks.task import LoadSplits, Splits, Task
 
-Load = Callable[[Path], tuple[Arrays, Arrays]]
+Load = Callable[..., tuple[Arrays, Arrays]]
 
 
-def _splits(load: Load, validation: int) -> Callable[[Path | None, int], Splits]:
+def _splits(load: Load, validation: int) -> LoadSplits:
     """Splits of a data set: its own test part, and a random validation part of its training part, by the seed."""
 
-    def splits(root: Path | None, seed: int) -> Splits:
-        train, test = load(data_root(root))
+    def splits(root: Path | None, seed: int, progress: Progress | None) -> Splits:
+        train, test = load(data_root(root), progress=progress)
         kept, held_out = split(len(train), validation, seed)
         return Splits(train.select(kept), train.select(held_out), test)
 
     return splits
 
 
-def _digits(root: Path) -> tuple[Arrays, Arrays]:
+def _digits(root: Path, *, progress: Progress | None) -> tuple[Arrays, Arrays]:
     return load_digits()
 
 

@@ -80,7 +80,7 @@ class _Training:
     ) -> None:
         self.task, self.splits, self.recipe = task, splits, recipe
         self.slot, self.keep, self.watch = slot, keep, watch
-        per_epoch = math.ceil(len(splits.train) / recipe.batch)
+        per_epoch = recipe.steps_per_epoch(len(splits.train))
         self.first, self.last = recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
         self.every = max(1, recipe.evaluate_every.steps(per_epoch))
         self.saved = None if slot is None else slot.load()

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from tombola.errors import InputError
+
 
 def gaussian_glorot_(model: nn.Module) -> nn.Module:
     """Draw every linear and convolutional weight from N(0, 2 / (fan_in + fan_out)) and set biases to zero, in place."""
@@ -47,7 +49,11 @@ def lenet5() -> nn.Module:
 def conv_net(depth: int) -> nn.Module:
     """Conv-2, Conv-4 or Conv-6 for 32x32 colour images: pairs of 3x3 convolutions of 64, 128, 256 channels, each pair
     followed by 2x2 max pooling, then 256-256-10 fully connected. 4,300,992, 2,425,024 and 2,261,184 weights.
+
+    Raises ``InputError`` for another depth.
     """
+    if depth not in (2, 4, 6):
+        raise InputError(f"the depth of a convolutional net must be 2, 4 or 6, but got {depth!r}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, side = 3, 32
     for pair in range(depth // 2):
