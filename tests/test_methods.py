@@ -103,6 +103,11 @@ def test_criteria_of_initial_and_final_values_and_ones_own(store: tb.Store) -> N
     assert own.rounds[1].mask == tb.prune({n: -dense.final[n].abs() for n in moved}, 0.8)
 
 
+def test_a_function_in_place_of_a_criterions_name(store: tb.Store) -> None:
+    ticket = tb.draw(toy_task(), rounds=1, criterion=lambda w: {n: -v.abs() for n, v in w.final.items()}, store=store)
+    assert ticket.origin["recipe"]["criterion"].startswith("test_methods:")
+
+
 def smallest(weights: tb.Weights) -> dict[str, torch.Tensor]:
     return {name: -w.abs() for name, w in weights.final.items()}
 

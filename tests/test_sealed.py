@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from tombola.atomic import write_atomic
 from tombola.errors import InputError, TicketError
-from tombola.sealed import DTYPES, canonical_json, content_hash, plain_json, seal, tensor_bytes, unseal, write_atomic
+from tombola.sealed import DTYPES, canonical_json, content_hash, plain_json, seal, tensor_bytes, unseal
 
 torch.set_num_threads(1)
 

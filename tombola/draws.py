@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tombola.audits.controls import get_control
-from tombola.criteria import criterion
+from tombola.criteria import criterion, register
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab, Run, Watcher, versions
 from tombola.mask import prunable
@@ -159,11 +159,15 @@ def draw(
     """Find a ticket and return it: the sparsest one inside the margin. Every training is kept in ``store``.
 
     ``options`` are fields of ``DrawRecipe``: ``tb.draw("mnist-lenet300", rounds=12, rate=0.2, seed=0)``. Fields of the
-    training's recipe are given as ``training={"steps": "12000it"}``.
+    training's recipe are given as ``training={"steps": "12000it"}``. ``criterion`` may be a function of ``Weights``.
 
     Raises ``InputError`` for an unknown task, method or option, ``DataError`` for missing or damaged data.
     """
     known = task if isinstance(task, Task) else get_task(task)
+    own = options.get("criterion")
+    if callable(own):
+        options["criterion"] = f"{own.__module__}:{own.__qualname__}"
+        register(options["criterion"])(own)
     recipe = draw_recipe(known, {**options, "method": method})
     opened = store if isinstance(store, Store) else Store(store)
     lab = Lab(known, opened, recipe=recipe.training, data_root=Path(data_root) if data_root else None, watcher=watcher)

@@ -20,6 +20,8 @@ class Guard:
     Adam's moments). From then on a pruned weight's gradient is cleared as soon as it is accumulated, so that gradient
     clipping, loss scaling and norms see the kept weights only, and the weight itself is cleared after every step,
     whatever the optimiser did to it (weight decay, decoupled or not, averaging, a moment restored from a checkpoint).
+    Kept weights train as they would if pruned gradients were zeroed by hand; layers kept whole are left alone. Frozen
+    weights may be unfrozen under guard.
 
     It registers hooks on the parameters and the optimiser and nothing else: names, ``state_dict``, ``deepcopy`` and
     saving are those of the bare model; a copy is not guarded. Works as a context manager, or until ``remove()``.
@@ -27,6 +29,11 @@ class Guard:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask) -> None:
         self.mask = mask
+        if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+            raise InputError(
+                "LBFGS remembers all weights as one vector, the pruned ones included: "
+                "guard it before its first step, or build a new one for the new mask"
+            )
         covered = mask.parameters(model)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         strangers = [name for name, p in covered.items() if p.requires_grad and id(p) not in trained]
@@ -34,12 +41,9 @@ class Guard:
             raise InputError(
                 f"the optimizer doesn't train {strangers[0]!r}, which the mask covers: build it from this model"
             )
-        self._pruned = [(p, ~mask[name].to(p.device)) for name, p in covered.items()]
+        self._pruned = [(p, ~mask[name].to(p.device)) for name, p in covered.items() if not bool(mask[name].all())]
         _clear(self._pruned, optimizer.state)
-        self._handles: list[Any] = []
-        for parameter, gone in self._pruned:
-            hook = _clear_gradient(gone)
-            self._handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        self._handles: list[Any] = [_on_gradient(parameter, gone) for parameter, gone in self._pruned]
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     @torch.no_grad()
@@ -70,13 +74,20 @@ def guard(model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask) -> Gua
     return Guard(model, optimizer, mask)
 
 
-def _clear_gradient(gone: Tensor) -> Any:
+def _on_gradient(parameter: nn.Parameter, gone: Tensor) -> Any:
+    """Clear the pruned entries of each gradient as it is accumulated; the handle of the hook that does it."""
+
     @torch.no_grad()
     def clear(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(gone.to(parameter.grad.device), 0.0)
+        _zero(parameter.grad, gone)
 
-    return clear
+    # Torch takes the hook only where a gradient is wanted, and keeps it when that changes.
+    frozen = not parameter.requires_grad
+    parameter.requires_grad_(True)
+    handle = parameter.register_post_accumulate_grad_hook(clear)  # type: ignore[no-untyped-call]
+    if frozen:
+        parameter.requires_grad_(False)
+    return handle
 
 
 @torch.no_grad()
@@ -84,8 +95,16 @@ def _clear(pruned: list[tuple[nn.Parameter, Tensor]], state: Mapping[Tensor, Any
     """Zero the pruned entries of the weights, their gradients and every state tensor of their shape."""
     for parameter, gone in pruned:
         parameter.masked_fill_(gone, 0.0)
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(gone, 0.0)
+        _zero(parameter.grad, gone)
         for value in state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.masked_fill_(gone.to(value.device), 0.0)
+                _zero(value, gone)
+
+
+def _zero(values: Tensor | None, gone: Tensor) -> None:
+    if values is None:
+        return
+    if values.is_sparse:  # the rows that a batch looked up in an embedding
+        values._values().masked_fill_(gone[tuple(values._indices())], 0.0)
+    else:
+        values.masked_fill_(gone.to(values.device), 0.0)

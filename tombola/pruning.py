@@ -70,6 +70,7 @@ class Layerwise:
 
     def shares(self, density: float, shapes: Shapes) -> dict[str, float]:
         """How many entries, as real numbers, each layer keeps at this density of the whole net."""
+
         def kept(rounds: float) -> float:
             return sum(self._shares(rounds, shapes).values())
 

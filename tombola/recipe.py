@@ -39,7 +39,10 @@ class Recipe(Identified):
     momentum: Fraction = Field(0.0, description="momentum (sgd)")
     nesterov: bool = Field(False, description="Nesterov momentum (sgd)")
     weight_decay: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="weight decay: added to the gradient (sgd, adam) or decoupled (adamw)"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight decay: added to the gradient (sgd, adam) or decoupled (adamw)",
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of the moments (adam, adamw)")
     eps: Positive = Field(1e-8, description="term added to the denominator (adam, adamw)")

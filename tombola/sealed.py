@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,21 +110,6 @@ def plain_json(value: Any) -> Any:
         return json.loads(canonical_json(value))
     except RecursionError as error:
         raise InputError("only what JSON can say can be written to a file, but this is nested too deep") from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is there completely or not at all, whenever the process is killed; an old one is replaced."""
-    part = path.parent / f".{secrets.token_hex(8)}.tmp"
-    unfinished = part.open("xb")
-    try:
-        with unfinished as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ def stream_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed derived from ``seed`` and the stream's name, e.g. ``stream_seed(0, "order", 3)``.
 
     The derivation is SHA-256 of the words, so streams are unrelated however close their names are and stay the
-    same across versions, machines and processes. The words are joined by slashes: ``"a/b"`` is ``"a", "b"``, and ``3`` is
-    ``"3"``.
+    same across versions, machines and processes. The words are joined by slashes: the name ``"a/b"`` is the names
+    ``"a", "b"``, and ``3`` is ``"3"``.
     """
     words = "/".join(str(part) for part in (int(seed), *names))
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1

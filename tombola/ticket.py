@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from tombola.atomic import write_atomic
 from tombola.coding import decode, encode
 from tombola.errors import InputError, TicketError, suggestion
 from tombola.mask import Mask
@@ -31,7 +32,6 @@ from tombola.sealed import (
     seal,
     tensor_bytes,
     unseal,
-    write_atomic,
 )
 
 MAX_ENTRIES = 2**30

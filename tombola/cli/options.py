@@ -2,134 +2,237 @@
 
 from __future__ import annotations
 
-import tomllib
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from tombola.durations import Duration
-from tombola.errors import InputError, suggestion
+from tombola.errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+MOST_SEEDS = 1000
 
-class Pairs(click.ParamType[tuple[str, float]]):
-    """``KEY=NUMBER``."""
-
-    name = "KEY=NUMBER"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """The pair; a usage error for anything else."""
-        key, _, number = str(value).partition("=")
-        try:
-            return key, float(number)
-        except ValueError:
-            self.fail(f"{value!r} is not of the form KEY=NUMBER, e.g. 'fc3.weight=0.5'", param, ctx)
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", Duration: "DURATION"}
 
 
-def recipe_options(model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Callable[[Function], Function]:
-    """A decorator that adds an option for each field of ``model``: unset unless given, so that only those override."""
+class Option(click.Option):
+    """An option that stands under a heading of its verb's help."""
+
+    def __init__(self, *args: Any, section: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.section = section
+
+
+class Verb(click.Command):
+    """A command whose help has its options under headings, in the order in which the headings first occur."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of options for each heading; what has none comes last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(param.section if isinstance(param, Option) else "Other", []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def option(*names: str, section: str, **settings: Any) -> Callable[[Function], Function]:
+    """``click.option`` under a heading of the help."""
+    return click.option(*names, cls=Option, section=section, **settings)
+
+
+def store_option(section: str = "Options") -> Callable[[Function], Function]:
+    """``--store``."""
+    return option(
+        "--store",
+        section=section,
+        default="runs",
+        envvar="TOMBOLA_STORE",
+        callback=_named,
+        metavar="FOLDER",
+        show_default=True,
+        show_envvar=True,
+        help="folder of the store of runs",
+    )
+
+
+def data_root_option(section: str = "Options") -> Callable[[Function], Function]:
+    """``--data-root``."""
+    return option(
+        "--data-root",
+        section=section,
+        callback=_folder,
+        metavar="FOLDER",
+        show_default="TOMBOLA_DATA, or data_root in the configuration file, or the user's cache",
+        help="folder of the data sets",
+    )
+
+
+def json_option(section: str = "Options") -> Callable[[Function], Function]:
+    """``--json``."""
+    return option("--json", "as_json", section=section, is_flag=True, help="print one JSON document and nothing else")
+
+
+def path_option(*names: str, section: str, **settings: Any) -> Callable[[Function], Function]:
+    """An option that takes a path, which must not be empty."""
+    return option(*names, section=section, callback=_folder, **settings)
+
+
+def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (not value.strip() or "\0" in value):
+        raise click.BadParameter(f"must be a path, but got {value!r}", ctx, param)
+    return value
+
+
+def _folder(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    named = _named(ctx, param, value)
+    return None if named is None else Path(named).expanduser()
+
+
+def recipe_options(
+    model: type[BaseModel], *, section: str, defaults: Mapping[str, str] | str = "", skip: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """A decorator that adds an option for each field of ``model``: unset unless given, so that only those override.
+
+    ``defaults`` says what holds where an option isn't given, for all of them or by field, when that isn't the model's
+    default.
+    """
 
     def add(function: Function) -> Function:
         for name, field in reversed(model.model_fields.items()):
             if name not in skip:
-                function = _option(name, field.annotation, field.default, field.description or "")(function)
+                default = defaults if isinstance(defaults, str) else defaults.get(name, "")
+                function = _option(model, name, field, section, default)(function)
         return function
 
     return add
 
 
-def _option(name: str, annotation: Any, default: Any, text: str) -> Callable[[Function], Function]:
-    flag = "--" + name.replace("_", "-")
-    annotation = _without_none(annotation)
-    given = default is not None and default not in ((), {}) and not isinstance(default, BaseModel)
-    text += f" [{default}]" if given and annotation is not bool else ""
-    if annotation is bool:
-        return click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=text)
-    if get_origin(annotation) is dict:
-        return click.option(flag[:-1], name, type=Pairs(), multiple=True, help=text)
-    if get_origin(annotation) is tuple:
-        inner = get_args(annotation)[0]
-        if get_origin(inner) is Literal:
-            singular = flag.removesuffix("s")
-            return click.option(
-                singular, name, type=click.Choice(get_args(inner)), multiple=True, help=f"{text} (repeatable)"
-            )
-        return click.option(flag, name, callback=_listed, metavar="A,B,...", help=text)
-    if get_origin(annotation) is Literal:
-        options = [str(value) for value in get_args(annotation)]
-        return click.option(flag, name, type=click.Choice(options), help=text)
-    if annotation is Duration:
-        return click.option(flag, name, metavar="DURATION", help=text)
-    kind = annotation if annotation in (int, float) else str
-    return click.option(flag, name, type=kind, help=text)
+def _option(
+    model: type[BaseModel], name: str, field: FieldInfo, section: str, default: str
+) -> Callable[[Function], Function]:
+    kind, flag = _without_none(field.annotation), "--" + name.replace("_", "-")
+    text = _help(field, default or _default(field.default))
+
+    def make(*names: str, parse: Callable[[Any], Any] = lambda value: value, **settings: Any) -> Any:
+        def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+            return None if value in (None, ()) else _parsed(ctx, param, lambda: validated(model, name, parse(value)))
+
+        return option(*names, name, section=section, callback=callback, help=text, **settings)
+
+    if kind is bool:
+        return option(f"{flag}/--no-{flag[2:]}", name, section=section, default=None, help=text)  # type: ignore[no-any-return]
+    if get_origin(kind) is dict:
+        return make(flag.removesuffix("s"), parse=_pairs, multiple=True, metavar="NAME=NUMBER")  # type: ignore[no-any-return]
+    if get_origin(kind) is tuple:
+        return _several(make, flag, get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        values = {str(value): value for value in get_args(kind)}
+        return make(flag, parse=values.__getitem__, type=click.Choice(list(values)))  # type: ignore[no-any-return]
+    return make(flag, metavar=_METAVARS[kind])  # type: ignore[no-any-return]
+
+
+def _several(make: Callable[..., Any], flag: str, inner: Any) -> Any:
+    """The option of a field with several values: a repeatable choice, or values with commas between."""
+    if get_origin(inner) is Literal:
+        choice = click.Choice([str(value) for value in get_args(inner)])
+        return make(flag.removesuffix("s"), parse=lambda values: list(dict.fromkeys(values)), type=choice, multiple=True)
+    return make(flag, parse=_listed, metavar=f"{_METAVARS.get(_without_none(inner), 'VALUE')},...")
+
+
+def _help(field: FieldInfo, default: str) -> str:
+    text = field.description or ""
+    if get_origin(_without_none(field.annotation)) is tuple and get_origin(get_args(field.annotation)[0]) is Literal:
+        text += " (repeatable)"
+    return text if "default:" in text else f"{text}  [default: {default}]"
+
+
+def _default(value: Any) -> str:
+    """A field's default, as one would give it on the command line."""
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is not None and hasattr(annotation, "__metadata__"):
-        return get_args(annotation)[0]
-    return annotation
+    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
 
 
-def _listed(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+def _parsed(ctx: click.Context, param: click.Parameter, parse: Callable[[], Any]) -> Any:
+    """What ``parse`` gives; an ``InputError`` becomes a usage error that names the option."""
+    try:
+        return parse()
+    except InputError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _listed(text: str) -> list[str]:
+    """The parts between commas, one at least."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InputError(f"must be values with commas between, like 1,2, but got {text!r}")
+    return parts
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    """The mapping of several ``NAME=NUMBER``."""
+    for text in texts:
+        if not all(text.rpartition("=")):
+            raise InputError(f"must be of the form NAME=NUMBER, like fc3.weight=0.5, but got {text!r}")
+    return {name: number for name, _, number in (text.rpartition("=") for text in texts)}
+
+
+def validated(model: type[BaseModel], name: str, value: Any) -> Any:
+    """The value as a field of ``model`` takes it. ``InputError`` with the rule and the value where it doesn't."""
+    field = model.model_fields[name]
+    one: Any = create_model("One", **{name: (field.annotation, field)})  # type: ignore[call-overload]
+    try:
+        return getattr(one.model_validate({name: value}), name)
+    except ValidationError as error:
+        raise InputError("; ".join(_refusal(problem) for problem in error.errors(include_url=False))) from error
+
+
+def _refusal(problem: Any) -> str:
+    """Pydantic's complaint about a value: where in it, counted from 1, the rule, what was given."""
+    text = re.sub(r"^(Input|String|Tuple|List|Dictionary) should", "must", problem["msg"].removeprefix("Value error, "))
+    where = [f"value {part + 1}" if isinstance(part, int) else repr(part) for part in problem["loc"][1:]]
+    if problem["type"] == "missing":
+        return " ".join([*where, "is missing"])
+    given = "" if "but got" in text else f", but got {problem['input']!r}"
+    return " ".join([*where, text]) + given
 
 
 def given(options: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """The fields of ``model`` that were given on the command line, as the model takes them."""
-    chosen = {}
-    for name, field in model.model_fields.items():
-        value = options.get(name)
-        if value is None or value == ():
-            continue
-        if isinstance(value, tuple) and get_origin(_without_none(field.annotation)) is dict:
-            value = dict(value)
-        literal = (
-            get_args(_without_none(field.annotation)) if get_origin(_without_none(field.annotation)) is Literal else ()
-        )
-        if literal and isinstance(literal[0], int):
-            value = int(str(value))
-        chosen[name] = value
-    return chosen
+    return {name: options[name] for name in model.model_fields if options.get(name) is not None}
 
 
-def from_file(path: Path | None, model: type[BaseModel]) -> dict[str, Any]:
-    """The fields a TOML recipe sets. ``InputError`` for a file that can't be read and for fields that don't exist."""
-    if path is None:
-        return {}
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"the recipe {path} can't be read: {error}") from error
-    check_fields(found, model, str(path))
-    training = found.get("training")
-    if isinstance(training, dict) and "training" in model.model_fields:
-        check_fields(training, model.model_fields["training"].annotation, f"{path}, [training]")  # type: ignore[arg-type]
-    return found
+def seeds(ctx: click.Context, param: click.Parameter, text: str | None) -> list[int] | None:
+    """A callback for an option: ``"0"``, ``"0,3,5"`` or ``"0-4"`` as a list of seeds, each once."""
+    return None if text is None else _parsed(ctx, param, lambda: _seeds(text))
 
 
-def check_fields(found: Mapping[str, Any], model: type[BaseModel], where: str) -> None:
-    """``InputError`` with the nearest field for one that the recipe doesn't have."""
-    for name in found:
-        if name not in model.model_fields:
-            raise InputError(f"{where}: a recipe has no field {name!r}.{suggestion(name, model.model_fields)}")
-
-
-def seeds(text: str) -> list[int]:
-    """``"0"``, ``"0,3,5"`` or ``"0-4"`` as a list of seeds."""
+def _seeds(text: str) -> list[int]:
     found: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.strip().partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0:
-        raise InputError(f"seeds are whole numbers of 0 or more, like 0 or 0,1,2 or 0-4, but got {text!r}")
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if last < first:
+            raise InputError(f"must be whole numbers of 0 or more, like 0 or 0,1,2 or 0-4, but got {text!r}")
+        if len(found) + last - first >= MOST_SEEDS:
+            raise InputError(f"must be at most {MOST_SEEDS} seeds, but {text!r} has more")
+        found += range(first, last + 1)
     return list(dict.fromkeys(found))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +138,7 @@ def score(
         generator=torch.Generator() if generator is None else generator,
         start=initial,
     )
-    with _Untouched(model, mode):
+    with _untouched(model, mode):
         # Checked and copied before the weights come back: the scores may share their memory.
         return _checked(function(weights), weights, by)
 
@@ -163,40 +164,35 @@ def _checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
     return checked
 
 
-class _Untouched:
+@contextmanager
+def _untouched(model: nn.Module, mode: str | None) -> Iterator[None]:
     """Give the model back as it was: training flags, parameters, buffers, gradients, torch's global random state."""
-
-    def __init__(self, model: nn.Module, mode: str | None) -> None:
-        self.model, self.mode = model, mode
-
-    def __enter__(self) -> None:
-        # A module's own tensors are remembered by slot and by content: code may fill them, or put others in their place.
-        self.modules = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in self.model.modules()]
-        self.tensors = [(t, t.detach().clone()) for t in (*self.model.parameters(), *self.model.buffers())]
-        self.grads = [(p, p.grad, p.requires_grad) for p in self.model.parameters()]
-        self.random = torch.random.fork_rng(devices={t.device for t, _ in self.tensors if t.is_cuda})
-        self.random.__enter__()
-        if self.mode is not None:
-            self.model.train(self.mode == "train")
-        for p in self.model.parameters():
-            p.grad = None
-
-    def __exit__(self, *error: object) -> None:
-        for module, training, parameters, buffers in self.modules:
+    # Tensors are remembered by slot and by content: a forward pass may fill a buffer, or put another in its place.
+    slots = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    try:
+        with torch.random.fork_rng(devices={t.device for t, _ in tensors if t.is_cuda}):
+            if mode is not None:
+                model.train(mode == "train")
+            for p in model.parameters():
+                p.grad = None
+            yield
+    finally:
+        for module, training, parameters, buffers in slots:
             module.training = training
             module._parameters.clear()
             module._parameters.update(parameters)
             module._buffers.clear()
             module._buffers.update(buffers)
-        with torch.no_grad():
-            for tensor, before in self.tensors:
-                _restore(tensor, before)
-        for p, grad, needed in self.grads:
-            p.grad = grad
+        for tensor, content in tensors:
+            _restore(tensor, content)
+        for p, gradient, needed in gradients:
+            p.grad = gradient
             p.requires_grad_(needed)
-        self.random.__exit__(None, None, None)
 
 
+@torch.no_grad()
 def _restore(tensor: Tensor, before: Tensor) -> None:
     """Put a tensor's bits back, in place where its type still fits; what is as it was is not written to."""
     if (tensor.dtype, tensor.device, tensor.shape) != (before.dtype, before.device, before.shape):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
+from tombola.atomic import write_atomic
 from tombola.errors import InputError, StoreError
-
-TEMPORARY = ".tmp"  # the ending of a file that is being written; what a crash leaves behind still has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,9 @@ class Files:
         """Write a file, or replace one, atomically."""
         with self._failing_as(f"can't write {name}"):
             if self.folder is not None:
-                _write_local(self.folder / name, data)
+                path = self.folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, data)
             else:
                 files, root = self._backend()
                 files.pipe_file(f"{root}/{name}", data)
@@ -137,23 +137,3 @@ def _local_folder(where: str | Path) -> Path | None:
             return None
         where = rest
     return Path(os.path.abspath(Path(where).expanduser()))
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself must survive a loss of power before anything refers to the file
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

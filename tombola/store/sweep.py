@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, Select, delete, select
 
+from tombola.atomic import TEMPORARY
 from tombola.store.blobs import BLOBS
 from tombola.store.catalogue import Catalogue, draws, run_blobs, runs
 from tombola.store.claims import CHECKPOINTS
-from tombola.store.files import TEMPORARY, Files
+from tombola.store.files import Files
 from tombola.store.records import FINISHED, owner_of
 
 _HASH = re.compile(r"[0-9a-f]{64}")

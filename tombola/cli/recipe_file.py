@@ -1,0 +1,64 @@
+"""Recipes as TOML files: read with every field checked, and written."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tombola.cli.options import validated
+from tombola.errors import InputError, suggestion
+from tombola.recipe import DrawRecipe, Recipe
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields that a TOML recipe of a draw sets.
+
+    Raises ``InputError`` with the file's name for one that can't be read, for a field that doesn't exist, with the
+    nearest that does, and for a value that breaks its field's rule.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the recipe {path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise InputError(f"the recipe {path} must be TOML in UTF-8, but: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"the recipe {path} is nested too deep") from error
+    training = found.pop("training", {})
+    if not isinstance(training, Mapping):
+        raise InputError(f"{path}: training must be a table, [training], but got {training!r}")
+    recipe = _checked(found, DrawRecipe, str(path))
+    return {**recipe, "training": _checked(training, Recipe, f"{path}, [training]")}
+
+
+def _checked(found: Mapping[str, Any], model: type[BaseModel], where: str) -> dict[str, Any]:
+    checked = {}
+    for name, value in found.items():
+        if name not in model.model_fields:
+            elsewhere = {Recipe: DrawRecipe, DrawRecipe: Recipe}[model].model_fields  # type: ignore[index]
+            place = " It belongs" + (" above" if model is Recipe else " under") + " [training]." if name in elsewhere else ""
+            known = [known for known in model.model_fields if known != "training"]
+            raise InputError(f"{where}: a recipe has no field {name!r}.{place or suggestion(name, known)}")
+        try:
+            checked[name] = validated(model, name, value)
+        except InputError as error:
+            raise InputError(f"{where}: {name}: {error}") from error
+    return checked
+
+
+def written(recipe: DrawRecipe) -> str:
+    """The whole recipe as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(recipe.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is unset is left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return value
