@@ -47,7 +47,7 @@ def arm(net: str, optimizer: str, loop: str, data: tb.Arrays, steps: int) -> Cal
 def main() -> None:
     quick = begin(__doc__ or "")
     repeats = 3 if quick else 11
-    steps = {"LeNet-300-100": 20, "LeNet-5": 5} if quick else {"LeNet-300-100": 100, "LeNet-5": 30}
+    steps = {"LeNet-300-100": 20, "LeNet-5": 5} if quick else {"LeNet-300-100": 100, "LeNet-5": 15}
     title = header("A step of an ordinary loop, batch 60, synthetic images of MNIST's shape, density 20 %", repeats)
     data = images(10_000, seed=1)
     rows = []

@@ -165,6 +165,13 @@ def test_data_that_are_none_are_refused(bad: object, store: tb.Store) -> None:
         Lab(toy_task(train=bad), store).train(0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_refused(store: tb.Store) -> None:
+    with pytest.raises(tb.InputError, match="'cuda'.*doesn't have"):
+        Lab(toy_task(recipe={"device": "cuda"}), store).train(0)
+    assert store.runs()[0].status == "interrupted"
+
+
 def test_a_mask_of_another_model_is_refused(store: tb.Store) -> None:
     with pytest.raises(tb.InputError):
         Lab(toy_task(), store).train(0, mask=Mask({"other.weight": torch.ones(2, 2, dtype=torch.bool)}))

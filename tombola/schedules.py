@@ -1,4 +1,7 @@
-"""Schedules: how density falls over rounds. Each gives the densities of rounds 1 to n; round 0 is dense."""
+"""Schedules: how density falls over rounds. Each gives the densities of rounds 1 to n; round 0 is dense.
+
+Those that go to a target end on it exactly.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ def exponential(target: float, rounds: int) -> list[float]:
 
 
 def linear(target: float, rounds: int) -> list[float]:
-    """The same number of entries every round: ``1 - (1 - target) * k / n``."""
-    return [1 - (1 - _target(target)) * k / rounds for k in range(1, _positive(rounds) + 1)]
+    """The same number of entries every round: ``target + (1 - target) * (1 - k / n)``."""
+    return [_target(target) + (1 - target) * (1 - k / rounds) for k in range(1, _positive(rounds) + 1)]
 
 
 def cubic(target: float, rounds: int) -> list[float]:
-    """Fast at first, slow at the end: sparsity ``s * (1 - (1 - k / n) ** 3)`` (Zhu & Gupta 2017)."""
-    return [1 - (1 - _target(target)) * (1 - (1 - k / rounds) ** 3) for k in range(1, _positive(rounds) + 1)]
+    """Fast at first, slow at the end: ``target + (1 - target) * (1 - k / n) ** 3`` (Zhu & Gupta 2017)."""
+    return [_target(target) + (1 - target) * (1 - k / rounds) ** 3 for k in range(1, _positive(rounds) + 1)]
 
 
 TO_TARGET: dict[str, Callable[[float, int], list[float]]] = {

@@ -2,38 +2,81 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tombola.cli.options import from_file, given, recipe_options, seeds
-from tombola.errors import InputError
+from tombola.cli import output, recipe_file
+from tombola.cli.options import (
+    Verb,
+    data_root_option,
+    given,
+    json_option,
+    option,
+    path_option,
+    recipe_options,
+    seeds,
+    store_option,
+)
+from tombola.cli.places import check_writable
+from tombola.errors import InputError, TombolaError
 from tombola.recipe import DrawRecipe, Recipe
 
 if TYPE_CHECKING:
     from tombola.draws import Draw
 
+SEARCH, TRAINING, RUNNING, OUTPUT = "Search", "Training of each net", "Running", "Output"
+_DEFAULTS = {
+    "method": f"{DrawRecipe.model_fields['method'].default}; see --list-methods",
+    "criterion": f"{DrawRecipe.model_fields['criterion'].default}; see --list-methods",
+    "rounds": "the task's, unless density or stop-at-margin ends the search",
+    "allocation": "the task's",
+    "relative_rates": "the task's",
+}
+_TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
 
-@click.command("draw")
+
+@click.command("draw", cls=Verb)
 @click.argument("task", required=False)
-@click.option("--seed", "seed_list", default=None, metavar="SEEDS", help="seeds: 0, or 0,1,2, or 0-4 [0]")
-@click.option("--jobs", default=1, type=click.IntRange(1), help="processes that work at once [1]")
-@recipe_options(DrawRecipe, skip=("task", "seed", "training"))
-@recipe_options(Recipe, skip=("start",))
-@click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file with a recipe; flags override it"
+@option(
+    "--seed",
+    "seed_list",
+    section=SEARCH,
+    callback=seeds,
+    metavar="SEEDS",
+    help="seeds: 0, or 0,1,2, or 0-4  [default: 0]",
 )
-@click.option("--print-recipe", is_flag=True, help="write the full recipe as TOML and stop")
-@click.option("--store", default="runs", envvar="TOMBOLA_STORE", show_default=True, help="folder of the store of runs")
-@click.option("--data-root", type=click.Path(path_type=Path), help="folder of the data sets (or set TOMBOLA_DATA)")
-@click.option("--out", type=click.Path(path_type=Path), help="folder for ticket, figures and tables [tombola-out/TASK]")
-@click.option("--figures/--no-figures", default=True, help="draw the figures [yes]")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
-@click.option("--list-tasks", is_flag=True, help="list the tasks and stop")
+@recipe_options(DrawRecipe, section=SEARCH, defaults=_DEFAULTS, skip=("task", "seed", "training"))
+@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start",))
+@path_option(
+    *("--recipe", "recipe_path"),
+    section=RUNNING,
+    metavar="FILE",
+    help="TOML file with a recipe; flags override it  [default: none]",
+)
+@option(
+    *("-j", "--jobs"),
+    section=RUNNING,
+    default=1,
+    type=click.IntRange(1, 1024),
+    metavar="INTEGER",
+    help="processes that work at once  [default: 1]",
+)
+@store_option(RUNNING)
+@data_root_option(RUNNING)
+@path_option(
+    "--out",
+    section=OUTPUT,
+    metavar="FOLDER",
+    help="folder for tickets, tables and figures  [default: tombola-out/TASK]",
+)
+@option("--figures/--no-figures", section=OUTPUT, default=True, help="draw the figures  [default: yes]")
+@json_option(OUTPUT)
+@option("--print-recipe", section=OUTPUT, is_flag=True, help="write the whole recipe as TOML and stop")
+@option("--list-tasks", section=OUTPUT, is_flag=True, help="list the tasks and stop")
+@option("--list-methods", section=OUTPUT, is_flag=True, help="list methods, criteria and controls and stop")
 def command(task: str | None, **options: Any) -> None:
     """Find a winning ticket of TASK and judge it beside its controls.
 
@@ -41,46 +84,77 @@ def command(task: str | None, **options: Any) -> None:
     command that asks for more rounds, seeds or controls computes only those. DURATION is steps (50000it) or epochs
     (160ep).
     """
-    if options["list_tasks"]:
-        _list_tasks()
+    if options["list_tasks"] or options["list_methods"]:
+        from tombola.cli import listing
+
+        (listing.tasks if options["list_tasks"] else listing.methods)(options["as_json"])
         return
     recipes = _recipes(task, options)
     if options["print_recipe"]:
-        _print_recipe(recipes[0])
+        _print_recipe(recipes, options["as_json"])
         return
+    from tombola.cli.device import check_device
     from tombola.cli.progress import Show
     from tombola.execution import carry_out
     from tombola.tasks import get_task
 
-    quiet = options["as_json"] and not sys.stderr.isatty()
-    with Show(get_task(recipes[0].task).metric, quiet=quiet) as show:
+    name = recipes[0].task
+    out = options["out"] or Path("tombola-out") / name
+    check_device(recipes[0].training.device)
+    check_writable(out, (*_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
+    with Show(get_task(name).metric) as show:
         draws = carry_out(
             recipes, store=options["store"], data_root=options["data_root"], jobs=options["jobs"], watcher=show
         )
-    out = options["out"] or Path("tombola-out") / recipes[0].task
-    _report(draws, Path(out), figures=options["figures"], as_json=options["as_json"])
+    try:
+        _report(draws, out, figures=options["figures"], as_json=options["as_json"])
+    except OSError as error:
+        reason = error.strerror or error
+        raise TombolaError(
+            f"the results can't be written to {error.filename or out}: {reason}. "
+            "The nets are kept in the store: the same command, with another --out say, writes them without training"
+        ) from error
 
 
 def _recipes(task: str | None, options: dict[str, Any]) -> list[DrawRecipe]:
-    found = from_file(options["recipe_file"], DrawRecipe)
+    """The recipe of each seed: the task's defaults, overridden by the file, overridden by flags."""
+    path = options["recipe_path"]
+    found = {} if path is None else recipe_file.read(path)
     task = task or found.get("task")
     if task is None:
         raise InputError("name a task, e.g. tombola draw digits-mlp; tombola draw --list-tasks lists them")
     from tombola.draws import draw_recipe
     from tombola.tasks import get_task
 
-    known = get_task(task)
     training = {**found.get("training", {}), **given(options, Recipe)}
-    chosen = {**found, **given(options, DrawRecipe), "task": task, "training": training}
-    wanted = seeds(options["seed_list"]) if options["seed_list"] is not None else [chosen.get("seed", 0)]
-    return [draw_recipe(known, {**chosen, "seed": seed}) for seed in wanted]
+    chosen = {**found, **given(options, DrawRecipe), "training": training}
+    wanted = options["seed_list"] or [found.get("seed", 0)]
+    try:
+        known = get_task(task)
+        return [draw_recipe(known, {**chosen, "task": task, "seed": seed}) for seed in wanted]
+    except InputError as error:
+        if path is None:
+            raise
+        raise InputError(f"{path} and the command line: {error}") from error
+
+
+def _print_recipe(recipes: list[DrawRecipe], as_json: bool) -> None:
+    if len(recipes) > 1:
+        raise InputError("a recipe has one seed: give --print-recipe one, and several to the draw")
+    if as_json:
+        output.document(recipes[0].model_dump(mode="json"))
+    else:
+        click.echo(recipe_file.written(recipes[0]), nl=False)
+
+
+def _ticket_name(recipe: DrawRecipe) -> str:
+    return f"{recipe.task}-seed{recipe.seed}.ticket"
 
 
 def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> None:
     from tombola.report.tables import rounds_markdown, rounds_table, save_tables, sentence
 
-    first = draws[0]
-    task, metric = first.lab.task.name, first.lab.task.metric
+    task, metric = draws[0].recipe.task, draws[0].lab.task.metric
     rows = [row for draw in draws for row in draw.rows()]
     curves = [row for draw in draws for row in draw.curves()]
     layers = [row for draw in draws for row in draw.layers()]
@@ -89,7 +163,7 @@ def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> No
     chosen = min(draw.chosen.number for draw in draws)
     said = sentence(rows, chosen, metric, task)
     out.mkdir(parents=True, exist_ok=True)
-    tickets = [draw.ticket().save(out / f"{task}-seed{draw.recipe.seed}.ticket") for draw in draws]
+    tickets = [draw.ticket().save(out / _ticket_name(draw.recipe)) for draw in draws]
     files = save_tables(out, rows, curves, layers)
     files.append(out / "rounds.md")
     files[-1].write_text(rounds_markdown(rows, metric), encoding="utf-8")
@@ -108,37 +182,13 @@ def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> No
             "tickets": [str(path) for path in tickets],
             "files": [str(path) for path in files],
         }
-        click.echo(json.dumps(document, indent=2))
+        output.document(document)
         return
-    from rich.console import Console
-
-    console = Console()
-    console.print(rounds_table(rows, metric, chosen))
-    console.print(said, highlight=False)
+    output.table(rounds_table(rows, metric, chosen))
+    output.sentence(said)
     sizes = ", ".join(f"{path} ({os.path.getsize(path) / 1000:.1f} kB)" for path in tickets)
-    click.echo(f"Ticket: {sizes}")
+    click.echo(f"Ticket{'s' * (len(tickets) > 1)}: {sizes}")
     if figures:
         click.echo(
             f"Figure: {out / 'overview.png'} (also SVG and PDF; the single figures and their CSV files beside it)"
         )
-
-
-def _print_recipe(recipe: DrawRecipe) -> None:
-    import tomli_w
-
-    click.echo(tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))), nl=False)
-
-
-def _without_none(value: Any) -> Any:
-    """TOML has no null: what is unset is left out."""
-    if isinstance(value, dict):
-        return {key: _without_none(part) for key, part in value.items() if part is not None}
-    return value
-
-
-def _list_tasks() -> None:
-    from tombola.tasks import TASKS
-
-    width = max(map(len, TASKS))
-    for name, task in TASKS.items():
-        click.echo(f"{name:{width}}  {task.description}")

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import asdict
 
 import click
 
+from tombola.cli import output
+from tombola.cli.options import Verb, json_option, option, store_option
+from tombola.cli.places import opened
 
-@click.command("gc")
-@click.option("--store", default="runs", envvar="TOMBOLA_STORE", show_default=True, help="folder of the store of runs")
-@click.option("--runs", "forget", is_flag=True, help="also forget finished runs that no draw refers to")
-@click.option("--dry-run", is_flag=True, help="say what would go, and keep it")
-@click.option(
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"must be a finite number, but got {value}", ctx, param)
+    return value
+
+
+@click.command("gc", cls=Verb)
+@store_option()
+@option("--runs", "forget", section="Options", is_flag=True, help="also forget finished runs that no draw refers to")
+@option("--dry-run", section="Options", is_flag=True, help="say what would go, and keep it")
+@option(
     "--grace",
+    section="Options",
     default=3600.0,
     type=click.FloatRange(0),
-    show_default=True,
-    help="keep what is younger than this many seconds",
+    callback=_finite,
+    metavar="SECONDS",
+    help="keep what is younger than this  [default: 3600]",
 )
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
+@json_option()
 def command(store: str, forget: bool, dry_run: bool, grace: float, as_json: bool) -> None:
     """Remove leftovers of killed processes, old checkpoints and blobs that nothing refers to."""
-    from tombola.cli.show import opened
-
     with opened(store) as found:
         report = found.gc(dry_run=dry_run, keep_runs=not forget, grace_seconds=grace)
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2, default=str))
+        output.document(asdict(report))
         return
-    click.echo(("Would remove " if dry_run else "Removed ") + str(report))
+    counts = {
+        "run": report.runs,
+        "blob": report.blobs,
+        "checkpoint": report.checkpoints,
+        "leftover of a killed process": report.leftovers,
+    }
+    gone = [f"{count:,} {_plural(name, count)}" for name, count in counts.items() if count]
+    verb = "Would remove" if dry_run else "Removed"
+    click.echo(f"{verb} {', '.join(gone)}: {report.bytes / 1e6:,.1f} MB" if gone else "There is nothing to remove")
+
+
+def _plural(name: str, count: int) -> str:
+    first, _, rest = name.partition(" ")
+    return f"{first}{'s' * (count != 1)} {rest}".rstrip()

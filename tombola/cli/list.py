@@ -2,45 +2,104 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tombola.cli import output
+from tombola.cli.options import Verb, json_option, store_option
+from tombola.cli.places import opened
 
-@click.command("list")
-@click.argument("what", type=click.Choice(["draws", "runs"]), default="draws")
-@click.option("--store", default="runs", envvar="TOMBOLA_STORE", show_default=True, help="folder of the store of runs")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
-def command(what: str, store: str, as_json: bool) -> None:
-    """List the draws (default) or the runs of a store, the newest last."""
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.table import Table
 
-    from tombola.cli.show import opened
+    from tombola.store import DrawRecord, RunRecord
 
+_DASH = "\N{EN DASH}"
+
+
+@click.command("list", cls=Verb)
+@click.argument("what", type=click.Choice(["draws", "runs"]), default="draws")
+@store_option()
+@json_option()
+def command(what: str, store: str, as_json: bool) -> None:
+    """List the draws (default) or the runs of a store, the newest last."""
     with opened(store) as found:
-        records = found.draws() if what == "draws" else found.runs()
+        runs = found.runs()
+        draws = [as_seen(draw, runs) for draw in found.draws()]
+    records = draws if what == "draws" else runs
     if as_json:
-        click.echo(json.dumps([asdict(record) for record in records], indent=2))
-        return
-    if not records:
-        click.echo(f"{store} holds no {what} yet: tombola draw digits-mlp makes some")
-        return
-    table = Table(box=None, pad_edge=False)
-    columns = ("draw", "task", "method", "seed", "rounds", "status", "begun")
-    if what == "runs":
-        columns = ("run", "task", "arm", "seed", "density", "status", "begun")
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("seed", "rounds", "density") else "left")
-    for record in records:
-        begun = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M")
-        about = record.about
-        if what == "draws":
-            rounds = sum(row["arm"] == "ticket" and row["round"] > 0 for row in getattr(record, "rounds", ()))
-            cells = (about["task"], about["recipe"]["method"], str(about["seed"]), str(rounds))
-        else:
-            cells = (about["task"]["name"], about["arm"], str(about["seed"]), f"{about['density']:.2%}")
-        table.add_row(record.id[:12], *cells, record.status, begun)
-    Console().print(table)
+        output.document([asdict(record) for record in records])
+    elif not records:
+        click.echo(f"{output.inert(store)} holds no {what} yet: tombola draw digits-mlp makes some")
+    else:
+        output.table(_draws(draws) if what == "draws" else _runs(runs))
+
+
+def as_seen(draw: DrawRecord, runs: Sequence[RunRecord]) -> DrawRecord:
+    """The record of a draw, ``interrupted`` where it isn't finished and no process trains its task and seed."""
+    if draw.status != "running" or any(
+        run.status == "running"
+        and _at(run.about, "task", "name") == _at(draw.about, "task")
+        and _at(run.about, "seed") == _at(draw.about, "seed")
+        for run in runs
+    ):
+        return draw
+    return replace(draw, status="interrupted")
+
+
+def _draws(records: Sequence[DrawRecord]) -> Table:
+    right = ("seed", "rounds", "kept")
+    header = ("draw", "task", "method", "seed", "rounds", "kept", "at early stop", "status", "begun")
+    rows = []
+    for draw in records:
+        tickets = [row for row in draw.rounds if row.get("arm") == "ticket"]
+        chosen: Mapping[str, Any] = next((row for row in tickets if row.get("chosen")), {})
+        about = (_at(draw.about, "task"), _at(draw.about, "recipe", "method"), _at(draw.about, "seed"))
+        rounds = str(sum(row.get("round") != 0 for row in tickets))
+        value = _metric(chosen.get("stop_metric"), str(_at(draw.about, "metric")))
+        found = (rounds, _percent(chosen.get("density")), value)
+        rows.append([draw.id[:12], *map(_cell, about), *found, draw.status, minute(draw.created)])
+    return output.columns({name: "right" if name in right else "left" for name in header}, rows)
+
+
+def _runs(records: Sequence[RunRecord]) -> Table:
+    right = ("seed", "kept")
+    header = ("run", "task", "arm", "seed", "kept", "status", "begun")
+    rows = []
+    for run in records:
+        about = (_at(run.about, "task", "name"), _at(run.about, "arm"), _at(run.about, "seed"))
+        kept = _percent(_at(run.about, "density"))
+        rows.append([run.id[:12], *map(_cell, about), kept, run.status, minute(run.created)])
+    return output.columns({name: "right" if name in right else "left" for name in header}, rows)
+
+
+def minute(seconds: float) -> str:
+    """A time in this machine's zone, to the minute."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def _at(about: Any, *keys: str) -> Any:
+    """What lies under some keys; None where a record has nothing there."""
+    for key in keys:
+        about = about.get(key) if isinstance(about, Mapping) else None
+    return about
+
+
+def _cell(value: Any) -> str:
+    return _DASH if value is None else str(value)
+
+
+def _percent(share: Any) -> str:
+    return f"{share:.2%}" if isinstance(share, (int, float)) else _DASH
+
+
+def _metric(value: Any, name: str) -> str:
+    from tombola.report.tables import is_share, metric_name
+
+    if not isinstance(value, (int, float)):
+        return _DASH
+    return f"{metric_name(name)} " + (f"{value:.2%}" if is_share(name) else f"{value:.4g}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import signal
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -19,6 +23,8 @@ VERBS = {
     "gc": "Remove what a store no longer needs.",
     "doctor": "Report what this machine can do and which data it has.",
 }
+
+INTERRUPTED = 130
 
 
 class Verbs(click.Group):
@@ -57,30 +63,64 @@ def tombola() -> None:
     """
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    sys.exit(run(args))
+def main() -> None:
+    """Run the command line as a program. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a dash must not end a program in a terminal without one
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    status = run()
+    if status == INTERRUPTED:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a second Ctrl-C while Python tidies up would only show a traceback
+    sys.exit(status)
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Run the command line with these arguments (default: the program's) and return the exit status."""
     try:
-        tombola.main(args=args, standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
+        status = tombola.main(args=args, prog_name="tombola", standalone_mode=False)
+        sys.stdout.flush()
+    except click.NoSuchOption as error:
+        if error.possibilities:
+            del error.possibilities[1:]  # the nearest is enough
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except InputError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 2
-    except TombolaError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 1
+        return _failed(str(error), 2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted. Finished work is kept: the same command goes on from there.", err=True)
-        return 130
+        return _failed("Interrupted. Finished work is kept: the same command goes on from there.", INTERRUPTED, "")
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    return 0
+        return _closed(1)
+    except TombolaError as error:
+        return _failed(str(error), 1)
+    except OSError as error:
+        return _closed(_failed(str(error), 1))
+    return status if isinstance(status, int) else 0
+
+
+def _failed(text: str, status: int, kind: str = "Error: ") -> int:
+    """Say on standard error why it ends."""
+    from tombola.cli.output import inert
+
+    click.echo(kind + inert(text, keep="\n\t"), err=True)
+    return status
+
+
+def _closed(status: int) -> int:
+    """Let what could not be written go, so that Python doesn't try it again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    from tombola.cli.output import inert
+
+    click.echo(f"Warning: {inert(message)}", err=True)

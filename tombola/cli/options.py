@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel, ValidationError, create_model
@@ -37,7 +37,7 @@ class Verb(click.Command):
         """Write a list of options for each heading; what has none comes last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 sections.setdefault(param.section if isinstance(param, Option) else "Other", []).append(record)
         for heading, records in sections.items():
@@ -59,9 +59,7 @@ def store_option(section: str = "Options") -> Callable[[Function], Function]:
         envvar="TOMBOLA_STORE",
         callback=_named,
         metavar="FOLDER",
-        show_default=True,
-        show_envvar=True,
-        help="folder of the store of runs",
+        help="folder of the store of runs  [default: TOMBOLA_STORE, or runs]",
     )
 
 
@@ -72,8 +70,8 @@ def data_root_option(section: str = "Options") -> Callable[[Function], Function]
         section=section,
         callback=_folder,
         metavar="FOLDER",
-        show_default="TOMBOLA_DATA, or data_root in the configuration file, or the user's cache",
-        help="folder of the data sets",
+        help="folder of the data sets  "
+        "[default: TOMBOLA_DATA, or data_root in the configuration file, or the user's cache]",
     )
 
 
@@ -117,9 +115,7 @@ def recipe_options(
     return add
 
 
-def _option(
-    model: type[BaseModel], name: str, field: FieldInfo, section: str, default: str
-) -> Callable[[Function], Function]:
+def _option(model: type[BaseModel], name: str, field: FieldInfo, section: str, default: str) -> Any:
     kind, flag = _without_none(field.annotation), "--" + name.replace("_", "-")
     text = _help(field, default or _default(field.default))
 
@@ -130,22 +126,24 @@ def _option(
         return option(*names, name, section=section, callback=callback, help=text, **settings)
 
     if kind is bool:
-        return option(f"{flag}/--no-{flag[2:]}", name, section=section, default=None, help=text)  # type: ignore[no-any-return]
+        return option(f"{flag}/--no-{flag[2:]}", name, section=section, default=None, help=text)
     if get_origin(kind) is dict:
-        return make(flag.removesuffix("s"), parse=_pairs, multiple=True, metavar="NAME=NUMBER")  # type: ignore[no-any-return]
+        return make(flag.removesuffix("s"), parse=_pairs, multiple=True, metavar="NAME=NUMBER")
     if get_origin(kind) is tuple:
         return _several(make, flag, get_args(kind)[0])
     if get_origin(kind) is Literal:
         values = {str(value): value for value in get_args(kind)}
-        return make(flag, parse=values.__getitem__, type=click.Choice(list(values)))  # type: ignore[no-any-return]
-    return make(flag, metavar=_METAVARS[kind])  # type: ignore[no-any-return]
+        return make(flag, parse=values.__getitem__, type=click.Choice(list(values)))
+    return make(flag, metavar=_METAVARS[kind])
 
 
 def _several(make: Callable[..., Any], flag: str, inner: Any) -> Any:
     """The option of a field with several values: a repeatable choice, or values with commas between."""
     if get_origin(inner) is Literal:
         choice = click.Choice([str(value) for value in get_args(inner)])
-        return make(flag.removesuffix("s"), parse=lambda values: list(dict.fromkeys(values)), type=choice, multiple=True)
+        return make(
+            flag.removesuffix("s"), parse=lambda values: list(dict.fromkeys(values)), type=choice, multiple=True
+        )
     return make(flag, parse=_listed, metavar=f"{_METAVARS.get(_without_none(inner), 'VALUE')},...")
 
 
@@ -168,7 +166,7 @@ def _default(value: Any) -> str:
 def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
-    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _parsed(ctx: click.Context, param: click.Parameter, parse: Callable[[], Any]) -> Any:
@@ -207,7 +205,8 @@ def validated(model: type[BaseModel], name: str, value: Any) -> Any:
 
 def _refusal(problem: Any) -> str:
     """Pydantic's complaint about a value: where in it, counted from 1, the rule, what was given."""
-    text = re.sub(r"^(Input|String|Tuple|List|Dictionary) should", "must", problem["msg"].removeprefix("Value error, "))
+    text = problem["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    text = re.sub(r"^(Input|String|Tuple|List|Dictionary) should", "must", text).replace(" after validation", "")
     where = [f"value {part + 1}" if isinstance(part, int) else repr(part) for part in problem["loc"][1:]]
     if problem["type"] == "missing":
         return " ".join([*where, "is missing"])
@@ -228,7 +227,7 @@ def seeds(ctx: click.Context, param: click.Parameter, text: str | None) -> list[
 def _seeds(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part, re.ASCII)
+        ends = re.fullmatch(r"\s*(\d{1,4000})(?:\s*-\s*(\d{1,4000}))?\s*", part, re.ASCII)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if last < first:
             raise InputError(f"must be whole numbers of 0 or more, like 0 or 0,1,2 or 0-4, but got {text!r}")

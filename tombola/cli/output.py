@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tombola.errors import InputError
+
 # Without a terminal nothing is folded, so that a log can be searched line by line.
 WIDE = 10_000
 
@@ -29,7 +31,10 @@ def inert(text: object, keep: str = "") -> str:
 
 def document(value: Any) -> None:
     """Print one JSON document. JSON has no NaN and no infinities: they become null."""
-    click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+    try:
+        click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+    except RecursionError as error:
+        raise InputError("this is nested too deep to be printed as JSON") from error
 
 
 def _finite(value: Any) -> Any:

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from tombola.lab import Event
+from tombola.cli.output import inert
+from tombola.report.tables import is_share, metric_name
+
+if TYPE_CHECKING:
+    from tombola.lab import Event
+
+QUIET_SECONDS = 30.0  # a log hears of runs and downloads under way when it has been silent for so long
+_MEGABYTE = 1e6
 
 
 class Show:
-    """A watcher of labs. Use as a context manager; ``quiet`` shows nothing."""
+    """A watcher of labs. Use as a context manager.
 
-    def __init__(self, metric: str, *, quiet: bool = False) -> None:
-        self.metric = metric
-        self.console = Console(stderr=True, quiet=quiet)
-        self.live = self.console.is_terminal and not quiet
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=True,
-            disable=not self.live,
-        )
-        self._bars: dict[tuple[int, str, float], TaskID] = {}
-        self._waiting: set[tuple[int, str, float]] = set()
+    A line for each finished run. Between them, bars on a terminal; in a log a line at most every ``QUIET_SECONDS``,
+    so that a log of long runs isn't silent.
+    """
+
+    def __init__(
+        self, metric: str, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.metric, self.clock = metric, clock
+        self.console = Console(stderr=True, highlight=False) if console is None else console
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        narrow = self.console.width < 100
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=8 if narrow else 24)]
+        columns += [MofNCompleteColumn()]
+        if self.console.width >= 60:
+            columns += [TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn(compact=True)]
+        self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.live)
+        self._bars: dict[tuple[str, int, float], TaskID] = {}
+        self._waiting: set[tuple[str, int, float]] = set()
+        self._found = 0
+        self._spoke = self.clock()
 
     def __enter__(self) -> Show:
         self.bars.start()
@@ -38,37 +53,77 @@ class Show:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bars.stop()
+        if self._found and kind is None:
+            self._say(f"{self._found} nets were in the store already" if self._found > 1 else "1 net was in the store")
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        key = (event.seed, event.arm, event.density)
+        key = (event.arm, event.seed, event.density)
         name = f"seed {event.seed} · {event.arm} · {event.density:.2%} kept"
-        if event.kind == "start" and self.live:
-            self._bars[key] = self.bars.add_task(name, total=None, note="")
-        elif event.kind == "step" and key in self._bars:
-            self.bars.update(self._bars[key], completed=event.done, total=event.total, note=self._note(event))
+        if event.kind == "download":
+            self._download(event)
+        elif event.kind == "start":
+            self._bar(key, name)
+        elif event.kind == "step":
+            self._under_way(key, name, event)
         elif event.kind == "done":
-            if key in self._bars:
-                self.bars.remove_task(self._bars.pop(key))
-            self._line(name, event)
-        elif event.kind == "waiting" and key not in self._waiting:
+            self._drop(key)
+            self._say(f"{name}: {self._result(event.row or {})}")
+        elif event.kind == "found":
+            self._found += 1
+        elif key not in self._waiting:
             self._waiting.add(key)
-            self.console.print(f"{name}: under way in another process, waiting for it", highlight=False)
+            self._say(f"{name}: under way in another process, waiting for it")
 
-    def _note(self, event: Event) -> str:
-        value = (event.row or {}).get(f"validation_{self.metric}")
-        return "" if value is None else f"{self.metric} {value:.2%}"
+    def _bar(self, key: tuple[str, int, float], name: str) -> TaskID | None:
+        """The bar of a run, made where there is none yet; draws of a control at the same time share one."""
+        if self.live and key not in self._bars:
+            self._bars[key] = self.bars.add_task(name, total=None, note="")
+        return self._bars.get(key)
 
-    def _line(self, name: str, event: Event) -> None:
-        summary = event.row or {}
-        value = (summary.get("stop") or {}).get(f"validation_{self.metric}")
-        found = (
-            "diverged"
-            if summary.get("end") is None
-            else ""
-            if value is None
-            else f"validation {self.metric} {value:.2%}"
-        )
-        self.console.print(
-            f"{name}: {found} at step {summary.get('stop_step')}, {summary.get('seconds'):.1f} s", highlight=False
-        )
+    def _drop(self, key: tuple[str, int, float]) -> None:
+        if key in self._bars:
+            self.bars.remove_task(self._bars.pop(key))
+
+    def _under_way(self, key: tuple[str, int, float], name: str, event: Event) -> None:
+        value = self._value((event.row or {}).get(f"validation_{self.metric}"))
+        if key in self._bars:
+            self.bars.update(self._bars[key], completed=event.done, total=event.total, note=value)
+        else:
+            self._say_at_times(f"{name}: step {event.done:,} of {event.total:,}" + (value and f", validation {value}"))
+
+    def _download(self, event: Event) -> None:
+        key = ("download", event.seed, event.density)
+        done, total = event.done / _MEGABYTE, event.total / _MEGABYTE or None
+        size = f"{done:,.1f} MB" if total is None else f"{done:,.1f} of {total:,.1f} MB"
+        bar = self._bar(key, "")
+        over = event.done == event.total
+        if over:
+            self._drop(key)
+            self._say(f"{event.arm}: downloaded, {done:,.1f} MB")
+        elif bar is not None:
+            self.bars.update(bar, description=event.arm, completed=done, total=total, note="MB")
+        else:
+            self._say_at_times(f"{event.arm}: downloading, {size}")
+
+    def _value(self, value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{metric_name(self.metric)} " + (f"{value:.2%}" if is_share(self.metric) else f"{value:.4g}")
+
+    def _result(self, summary: Mapping[str, Any]) -> str:
+        """What a finished run came to, from its summary."""
+        seconds = f"{summary['seconds']:.1f} s"
+        if summary["end"] is None:
+            return f"diverged after {summary['steps']:,} steps, {seconds}"
+        value = self._value((summary["stop"] or {}).get(f"validation_{self.metric}"))
+        best = f"{value and f'validation {value} '}at step {summary['stop_step']:,}"
+        return f"{best}, {seconds}"
+
+    def _say_at_times(self, line: str) -> None:
+        if not self.live and self.clock() - self._spoke >= QUIET_SECONDS:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._spoke = self.clock()
+        self.console.print(Text(inert(line)), soft_wrap=not self.live)

@@ -39,15 +39,21 @@ def _checked(found: Mapping[str, Any], model: type[BaseModel], where: str) -> di
     checked = {}
     for name, value in found.items():
         if name not in model.model_fields:
-            elsewhere = {Recipe: DrawRecipe, DrawRecipe: Recipe}[model].model_fields  # type: ignore[index]
-            place = " It belongs" + (" above" if model is Recipe else " under") + " [training]." if name in elsewhere else ""
-            known = [known for known in model.model_fields if known != "training"]
-            raise InputError(f"{where}: a recipe has no field {name!r}.{place or suggestion(name, known)}")
+            raise InputError(f"{where}: a recipe has no field {name!r}.{_remedy(name, model)}")
         try:
             checked[name] = validated(model, name, value)
         except InputError as error:
             raise InputError(f"{where}: {name}: {error}") from error
     return checked
+
+
+def _remedy(name: str, model: type[BaseModel]) -> str:
+    """Where a field stands that isn't here, or the nearest one that is."""
+    if model is DrawRecipe and name in Recipe.model_fields:
+        return " It belongs under [training]."
+    if model is Recipe and name in DrawRecipe.model_fields:
+        return " It belongs above [training]."
+    return suggestion(name, [known for known in model.model_fields if known != "training"])
 
 
 def written(recipe: DrawRecipe) -> str:

@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tombola.cli import output
+from tombola.cli.list import as_seen, minute
+from tombola.cli.options import Verb, json_option, store_option
+from tombola.cli.places import opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
-    from tombola.store import DrawRecord, RunRecord, Store
+    from tombola.store import DrawRecord, RunRecord
+
+_FATES = {
+    "running": "by {owner}",
+    "interrupted": "the command that began it goes on from its last checkpoint",
+    "diverged": "loss or weights stopped being finite",
+}
 
 
-@click.command("show")
+@click.command("show", cls=Verb)
 @click.argument("what")
-@click.option("--store", default="runs", envvar="TOMBOLA_STORE", show_default=True, help="folder of the store of runs")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
+@store_option()
+@json_option()
 def command(what: str, store: str, as_json: bool) -> None:
     """Show WHAT: a ticket file, or a draw or run by the first letters (4 or more) of its id."""
-    if Path(what).suffix == ".ticket" or Path(what).exists():
+    if _is_file(what):
         _show_ticket(Path(what), as_json)
         return
+    if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
+        raise InputError(f"there is no ticket file {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+    from tombola.store import DrawRecord
+
     with opened(store) as found:
-        records = found.find(what)
+        runs = found.runs()
+        records = [as_seen(r, runs) if isinstance(r, DrawRecord) else r for r in found.find(what)]
     if len(records) != 1:
-        number = f"{len(records)} have" if records else "none has"
-        raise InputError(
-            f"show wants a ticket file, or the beginning of one draw's or run's id, but {number} {what!r} in {store}"
-        )
+        several = ", ".join(f"{_kind(record)} {record.id[:16]}" for record in records)
+        number = f"{len(records)} have {what!r}: {several}" if records else f"none has {what!r} in {store}"
+        raise InputError(f"show wants a ticket file, or the beginning of one draw's or run's id, but {number}")
     if as_json:
-        click.echo(json.dumps(asdict(records[0]), indent=2))
+        output.document(asdict(records[0]))
+    elif isinstance(records[0], DrawRecord):
+        _show_draw(records[0])
     else:
-        _show_record(records[0])
+        _show_run(records[0])
 
 
-def opened(store: str) -> Store:
-    """The store, for reading: ``InputError`` where there is none, rather than a new one."""
-    from tombola.store import Store
+def _is_file(what: str) -> bool:
+    """Whether a file is meant and not an id: by its name, or because there is one."""
+    try:
+        return Path(what).suffix == ".ticket" or Path(what).exists()
+    except OSError:
+        return False  # longer than a name can be
 
-    if "://" not in store and not Path(store).exists():
-        raise InputError(f"there is no store at {store}; give its folder with --store, or make one with tombola draw")
-    return Store(store)
+
+def _kind(record: RunRecord | DrawRecord) -> str:
+    from tombola.store import RunRecord
+
+    return "run" if isinstance(record, RunRecord) else "draw"
 
 
 def _show_ticket(path: Path, as_json: bool) -> None:
@@ -65,48 +86,48 @@ def _show_ticket(path: Path, as_json: bool) -> None:
         "origin": dict(ticket.origin),
     }
     if as_json:
-        click.echo(json.dumps(about, indent=2))
+        output.document(about)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    kept = f"{about['kept']:,} of {about['total']:,} weights kept ({ticket.mask.density:.2%})"
-    click.echo(f"{path}: {kept}, {about['bytes']:,} bytes")
-    table = Table(box=None, pad_edge=False)
-    for column in ("layer", "shape", "kept", "of", "density"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
-    for layer in ticket.mask.layers():
-        shape = "x".join(map(str, layer.shape))
-        table.add_row(layer.name, shape, f"{layer.kept:,}", f"{layer.total:,}", f"{layer.density:.2%}")
-    console.print(table)
+    kept = f"{about['kept']:,} of {about['total']:,} weights kept ({about['density']:.2%})"
+    click.echo(f"{output.inert(path)}: {kept}, {about['bytes']:,} bytes")
+    header = {"layer": "left", "shape": "right", "kept": "right", "of": "right", "density": "right"}
+    rows = [
+        [x["name"], "x".join(map(str, x["shape"])), f"{x['kept']:,}", f"{x['total']:,}", f"{x['density']:.2%}"]
+        for x in about["layers"]
+    ]
+    output.table(output.columns(header, rows))
     if about["collapsed"]:
-        click.echo(f"Layer collapse: nothing is kept of {', '.join(about['collapsed'])}")
-    _print_tree("origin", dict(ticket.origin))
+        click.echo(f"Layer collapse: nothing is kept of {', '.join(map(output.inert, about['collapsed']))}")
+    output.tree("origin", about["origin"])
     click.echo(f"content {ticket.digest}")
 
 
-def _show_record(record: RunRecord | DrawRecord) -> None:
-    rounds = getattr(record, "rounds", None)
-    click.echo(f"{'run' if rounds is None else 'draw'} {record.id}: {record.status}")
-    _print_tree("about", record.about)
-    if rounds is None:
-        _print_tree("summary", getattr(record, "summary", {}))
-        _print_tree("blobs", getattr(record, "blobs", {}))
-        return
-    from rich.console import Console
+def _show_draw(draw: DrawRecord) -> None:
+    from tombola.report.tables import COLUMNS, rounds_table, sentence
 
-    from tombola.report.tables import rounds_table
-
-    chosen = next((row["round"] for row in rounds if row.get("chosen")), None)
-    Console().print(rounds_table(rounds, record.about.get("metric", "accuracy"), chosen))
-
-
-def _print_tree(name: str, value: Any, depth: int = 0) -> None:
-    pad = "  " * depth
-    if isinstance(value, dict) and value:
-        click.echo(f"{pad}{name}:")
-        for key, part in value.items():
-            _print_tree(str(key), part, depth + 1)
+    _show_head(draw)
+    rows: list[dict[str, Any]] = [
+        {key: output.inert(v) if isinstance(v, str) else v for key, v in row.items()} for row in draw.rounds
+    ]
+    if rows and all(row.keys() >= set(COLUMNS["rounds"]) for row in rows):
+        chosen = next((row["round"] for row in rows if row.get("chosen")), None)
+        metric = output.inert(draw.about.get("metric", "accuracy"))
+        output.table(rounds_table(rows, metric, chosen))
+        if chosen is not None and draw.status == "finished":
+            output.sentence(sentence(rows, chosen, metric, output.inert(draw.about.get("task"))))
     else:
-        click.echo(f"{pad}{name}: {value}")
+        output.tree("rounds", draw.rounds)
+    output.tree("about", draw.about)
+
+
+def _show_run(run: RunRecord) -> None:
+    _show_head(run, owner=output.inert(run.owner))
+    output.tree("about", run.about)
+    output.tree("summary", run.summary)
+    output.tree("blobs", run.blobs)
+
+
+def _show_head(record: RunRecord | DrawRecord, **facts: str) -> None:
+    fate = _FATES.get(record.status, "").format(**facts) if facts else ""
+    status = output.inert(record.status) + (fate and f", {fate}")
+    click.echo(f"{_kind(record)} {record.id}: {status}; begun {minute(record.created)}")

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tombola.cli.options import given, recipe_options
+from tombola.cli import output
+from tombola.cli.options import (
+    Verb,
+    data_root_option,
+    given,
+    json_option,
+    option,
+    path_option,
+    recipe_options,
+    store_option,
+)
 from tombola.errors import InputError
 from tombola.recipe import Recipe
 
+if TYPE_CHECKING:
+    from tombola.lab import Run
 
-@click.command("train")
+RUNNING = "Running"
+
+
+@click.command("train", cls=Verb)
 @click.argument("task")
-@click.option("--ticket", type=click.Path(path_type=Path), help="train this ticket instead of the dense net")
-@click.option("--seed", default=0, type=click.IntRange(0), show_default=True, help="seed")
-@recipe_options(Recipe)
-@click.option("--store", default="runs", envvar="TOMBOLA_STORE", show_default=True, help="folder of the store of runs")
-@click.option("--data-root", type=click.Path(path_type=Path), help="folder of the data sets (or set TOMBOLA_DATA)")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
+@path_option(
+    "--ticket",
+    section="What is trained",
+    metavar="FILE",
+    help="train this ticket  [default: the dense net]",
+)
+@option(
+    "--seed",
+    section="What is trained",
+    default=0,
+    type=click.IntRange(0),
+    metavar="INTEGER",
+    help="seed of weights, data split and data order  [default: 0]",
+)
+@recipe_options(Recipe, section="Training", defaults="the task's")
+@store_option(RUNNING)
+@data_root_option(RUNNING)
+@json_option(RUNNING)
 def command(task: str, **options: Any) -> None:
     """Train one net of TASK: dense, or a ticket from a file. The result is kept in the store."""
     from pydantic import ValidationError
 
+    from tombola.cli.device import check_device
     from tombola.cli.progress import Show
     from tombola.draws import explained
     from tombola.lab import Lab
@@ -38,22 +63,27 @@ def command(task: str, **options: Any) -> None:
         recipe = Recipe.model_validate({**known.recipe.model_dump(), **given(options, Recipe)})
     except ValidationError as error:
         raise InputError(explained(error)) from error
-    ticket = None if options["ticket"] is None else Ticket.load(options["ticket"])
-    start, mask = None, None
-    if ticket is not None:
+    check_device(recipe.device)
+    start, mask, arm = None, None, "dense"
+    if options["ticket"] is not None:
+        ticket = Ticket.load(options["ticket"])
         ticket.model(known.model)  # a ticket of another net is refused here, with a clear message
-        start, mask = dict(ticket.values), ticket.mask
-    quiet = options["as_json"] and not sys.stderr.isatty()
-    with Show(known.metric, quiet=quiet) as show, Store(options["store"]) as store:
+        start, mask, arm = dict(ticket.values), ticket.mask, "ticket"
+    with Show(known.metric) as show, Store(options["store"]) as store:
         lab = Lab(known, store, recipe=recipe, data_root=options["data_root"], watcher=show)
-        arm = "dense" if ticket is None else "ticket"
         run = lab.train(options["seed"], start=start, mask=mask, arm=arm)
-        about = {"run": run.id, "status": run.record.status, "density": run.mask.density, **run.summary}
-    if options["as_json"]:
-        click.echo(json.dumps(about, indent=2))
-        return
-    click.echo(f"{arm} net of {task}, seed {options['seed']}, {run.mask.density:.2%} kept: {run.record.status}")
-    for when, label in (("stop", f"early stop (step {run.summary['stop_step']})"), ("end", "end")):
-        values = run.summary[when] or {}
-        click.echo(f"  {label}: " + (", ".join(f"{k} {v:.4f}" for k, v in values.items()) or "nothing: it diverged"))
-    click.echo(f"  {run.summary['seconds']:.1f} s on engine {run.summary['engine']}; run {run.id[:12]}")
+        if options["as_json"]:
+            about = {"run": run.id, "status": run.record.status, "density": run.mask.density}
+            output.document({**about, **run.summary})
+        else:
+            _report(run, f"{arm} net of {task}, seed {options['seed']}")
+
+
+def _report(run: Run, name: str) -> None:
+    summary = run.summary
+    click.echo(f"{name}, {run.mask.density:.2%} kept: {run.record.status}")
+    for when, label in (("stop", f"early stop (step {summary['stop_step']})"), ("end", "end")):
+        values = summary[when] or {}
+        found = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+        click.echo(f"  {label}: {found or 'nothing, it diverged'}")
+    click.echo(f"  {summary['seconds']:.1f} s on engine {summary['engine']}; run {run.id[:12]}")

@@ -153,7 +153,9 @@ def _checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
     for name, weight in weights.final.items():
         value = scores.get(name)
         if not isinstance(value, Tensor) or value.shape != weight.shape or value.is_complex():
-            got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            got = "nothing" if value is None else type(value).__name__
+            if isinstance(value, Tensor):
+                got = f"{value.dtype} of shape {tuple(value.shape)}"
             raise InputError(
                 f"the criterion {label!r} must give {name!r} real scores of shape {tuple(weight.shape)}, but gave {got}"
             )

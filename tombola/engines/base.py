@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tombola.engines.masked import MaskedSession
@@ -57,7 +58,14 @@ ENGINES: dict[str, Callable[[nn.Module, Mask, Task, Examples, Recipe, int], Sess
 
 
 def resolve(recipe: Recipe) -> Plan:
-    """The plan for a recipe. ``auto`` is resolved here, once, before a run begins."""
+    """The plan for a recipe. ``auto`` is resolved here, once, before a run begins.
+
+    Raises ``InputError`` where the recipe's device isn't there.
+    """
+    kind = torch.device(recipe.device).type
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        raise InputError(f"the recipe trains on device {recipe.device!r}, which this machine doesn't have: use 'cpu'")
     if recipe.engine != "auto":
         return Plan(recipe.engine, "asked for")
     return Plan("masked", "the only engine there is: dense with zeros")

@@ -62,7 +62,7 @@ def train(
     interrupted, and whatever ``keep`` asks for.
     """
     with _threads(recipe.threads):
-        return _Training(task, splits.to(recipe.device), recipe, seed, model, mask, slot, set(keep), watch).run()
+        return _Training(task, splits, recipe, seed, model, mask, slot, set(keep), watch).run()
 
 
 class _Training:
@@ -78,14 +78,14 @@ class _Training:
         keep: set[int],
         watch: Watch | None,
     ) -> None:
-        self.task, self.splits, self.recipe = task, splits, recipe
-        self.slot, self.keep, self.watch = slot, keep, watch
+        self.task, self.recipe, self.slot, self.keep, self.watch = task, recipe, slot, keep, watch
+        self.saved = None if slot is None else slot.load()
+        self.plan = resolve(recipe) if self.saved is None else self.saved.plan
+        self.splits = splits.to(recipe.device)
         per_epoch = recipe.steps_per_epoch(len(splits.train))
         self.first, self.last = recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
         self.every = max(1, recipe.evaluate_every.steps(per_epoch))
-        self.saved = None if slot is None else slot.load()
-        self.plan = resolve(recipe) if self.saved is None else self.saved.plan
-        self.session = open_session(self.plan, model, mask, task, splits.train, recipe, seed)
+        self.session = open_session(self.plan, model, mask, task, self.splits.train, recipe, seed)
         self.progress = Progress() if self.saved is None else self.saved.progress
 
     def run(self) -> Outcome:

@@ -1,0 +1,87 @@
+"""``tombola draw --list-tasks`` and ``--list-methods``: what there is to draw, and by what."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+
+from tombola.cli import output
+
+# A training step of the dense net, in milliseconds: batch 60, Adam, one core of a 2023 server. Later rounds are faster
+# on engines that leave out pruned work, so what is computed from these is an upper end.
+_STEP = {
+    "digits-mlp": 0.4,
+    "mnist-lenet300": 1.1,
+    "fashion-lenet300": 1.1,
+    "mnist-lenet5": 19.0,
+    "cifar10-conv2": 160.0,
+    "cifar10-conv4": 330.0,
+    "cifar10-conv6": 330.0,
+}
+_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+
+
+def tasks(as_json: bool) -> None:
+    """Print the tasks: name, network and data, recipe in short, rough time."""
+    from tombola.tasks import TASKS, Task
+
+    def about(task: Task) -> dict[str, Any]:
+        recipe = task.recipe
+        seconds = None
+        if task.name in _STEP and recipe.steps.unit == "it":
+            seconds = round(_STEP[task.name] * 1e-3 * recipe.steps.length * (task.rounds + 1), 1)
+        short = f"{task.rounds} rounds of {recipe.steps}, batch {recipe.batch}, {recipe.optimizer} {recipe.lr:g}"
+        full = recipe.model_dump(mode="json")
+        return {
+            "name": task.name,
+            "description": task.description,
+            "in_short": short,
+            "rough_seconds": seconds,
+            "rounds": task.rounds,
+            "allocation": task.allocation,
+            "relative_rates": dict(task.relative_rates),
+            "recipe": full,
+        }
+
+    found = [about(task) for task in TASKS.values()]
+    if as_json:
+        output.document(found)
+        return
+    header = {"task": "left", "network and data": "left", "recipe": "left", "rough time": "right"}
+    rows = [[t["name"], t["description"], t["in_short"], _roughly(t["rough_seconds"])] for t in found]
+    output.table(output.columns(header, rows))
+    output.sentence("Rough time: a whole draw on one core, every round at the speed of the dense net.")
+
+
+def _roughly(seconds: float | None) -> str:
+    """One or two digits and a unit: ``20 minutes``."""
+    if seconds is None:
+        return "not measured"
+    size, unit = next((pair for pair in _UNITS if seconds >= 2 * pair[0]), _UNITS[-1])
+    return f"{float(f'{seconds / size:.1g}' if seconds / size < 10 else f'{seconds / size:.2g}'):,.0f} {unit}"
+
+
+def methods(as_json: bool) -> None:
+    """Print the methods, criteria and controls, each with a line."""
+    from tombola.audits.controls import CONTROLS
+    from tombola.criteria import CRITERIA
+    from tombola.methods import METHODS
+
+    found = {
+        kind: {name: _first_line(function) for name, function in known.items()}
+        for kind, known in (("methods", METHODS), ("criteria", CRITERIA), ("controls", CONTROLS))
+    }
+    if as_json:
+        output.document(found)
+        return
+    for kind, lines in found.items():
+        click.echo(f"{kind}:")
+        width = max(map(len, lines))
+        for name, line in lines.items():
+            click.echo(f"  {name:{width}}  {line}".rstrip())
+
+
+def _first_line(function: Any) -> str:
+    return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")

@@ -1,0 +1,46 @@
+"""Where verbs read and write: a store that must be there, a folder for results that must take them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tombola.errors import InputError
+
+if TYPE_CHECKING:
+    from tombola.store import Store
+
+
+def opened(store: str) -> Store:
+    """The store, for reading: ``InputError`` where there is none, rather than a new one."""
+    from tombola.store import Store
+    from tombola.store.store import CATALOGUE
+
+    folder = Path(store).expanduser()
+    if "://" not in store and not folder.is_file() and not (folder / CATALOGUE).exists():
+        raise InputError(f"there is no store at {store}; give its folder with --store, or make one with tombola draw")
+    return Store(store)
+
+
+def check_writable(folder: Path, names: Iterable[str]) -> None:
+    """``InputError`` unless files of these names can be written to the folder. Leaves everything as it was."""
+    made = []
+    try:
+        made = [part for part in (folder, *folder.parents) if not part.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for path in (folder / name for name in names):
+            if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+                raise InputError(f"results can't be written: {path} is in the way; move it, or give another --out")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"results can't be written to {folder}: {reason}; give another folder with --out") from error
+    finally:
+        for part in made:
+            with suppress(OSError):
+                part.rmdir()  # only where it is empty still
