@@ -101,7 +101,10 @@ def test_a_weight_that_leaves_zero_is_a_loud_defect() -> None:
     model = task.build(0)
     mask = half_mask(model)
     running = session(task.recipe, model, mask)
-    running._keep = [torch.ones_like(keep) for keep in running._keep]  # an engine that forgot to mask
+    keep = running._keep
+    running._keep = [torch.ones_like(k) for k in keep]  # an engine that forgets to mask ...
+    running._train_on(running.train.take(torch.arange(32)))
+    running._keep = keep  # ... and is checked
     with pytest.raises(tb.TombolaError, match="moved away from zero"):
         running.stretch(2)
 
