@@ -25,6 +25,7 @@ class Guard:
 
     It registers hooks on the parameters and the optimiser and nothing else: names, ``state_dict``, ``deepcopy`` and
     saving are those of the bare model; a copy is not guarded. Works as a context manager, or until ``remove()``.
+    On a CPU, prefer optimisers with ``fused=True``: torch's plain Adam slows down on exact zeros.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask) -> None:
@@ -41,7 +42,7 @@ class Guard:
             raise InputError(
                 f"the optimizer doesn't train {strangers[0]!r}, which the mask covers: build it from this model"
             )
-        self._pruned = [(p, ~mask[name].to(p.device)) for name, p in covered.items() if not bool(mask[name].all())]
+        self._pruned = [(p, _Gone(mask[name], p)) for name, p in covered.items() if not bool(mask[name].all())]
         _clear(self._pruned, optimizer.state)
         self._handles: list[Any] = [_on_gradient(parameter, gone) for parameter, gone in self._pruned]
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -49,7 +50,7 @@ class Guard:
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for parameter, gone in self._pruned:
-            parameter.masked_fill_(gone, 0.0)
+            gone.clear(parameter)
 
     def remove(self) -> None:
         """Stop guarding; the weights stay as they are. Safe to call twice."""
@@ -74,12 +75,41 @@ def guard(model: nn.Module, optimizer: torch.optim.Optimizer, mask: Mask) -> Gua
     return Guard(model, optimizer, mask)
 
 
-def _on_gradient(parameter: nn.Parameter, gone: Tensor) -> Any:
+class _Gone:
+    """The pruned entries of one parameter, to be cleared in it and in tensors of its shape."""
+
+    def __init__(self, kept: Tensor, parameter: Tensor) -> None:
+        self.entries = ~kept.to(parameter.device)
+        # All bits of a kept entry, none of a pruned one: "and" with a tensor's own bits gives +0.0, or the value as it
+        # was, of infinities and NaN too, at a fraction of the cost of a masked fill.
+        self.bits = None
+        if parameter.element_size() in _INTEGERS:
+            self.bits = (~self.entries).to(_INTEGERS[parameter.element_size()]).neg_()
+
+    def clear(self, values: Tensor | None) -> None:
+        """Set the pruned entries of ``values`` to +0.0, in place."""
+        if values is None:
+            return
+        if values.is_sparse:  # the rows that a batch looked up in an embedding
+            values._values().masked_fill_(self.entries[tuple(values._indices())], 0.0)
+        elif self.bits is not None and (values.element_size(), values.device) == (
+            self.bits.element_size(),
+            self.bits.device,
+        ):
+            values.view(self.bits.dtype).bitwise_and_(self.bits)
+        else:
+            values.masked_fill_(self.entries.to(values.device), 0.0)
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _on_gradient(parameter: nn.Parameter, gone: _Gone) -> Any:
     """Clear the pruned entries of each gradient as it is accumulated; the handle of the hook that does it."""
 
     @torch.no_grad()
     def clear(parameter: Tensor) -> None:
-        _zero(parameter.grad, gone)
+        gone.clear(parameter.grad)
 
     # Torch takes the hook only where a gradient is wanted, and keeps it when that changes.
     frozen = not parameter.requires_grad
@@ -91,20 +121,11 @@ def _on_gradient(parameter: nn.Parameter, gone: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _clear(pruned: list[tuple[nn.Parameter, Tensor]], state: Mapping[Tensor, Any]) -> None:
+def _clear(pruned: list[tuple[nn.Parameter, _Gone]], state: Mapping[Tensor, Any]) -> None:
     """Zero the pruned entries of the weights, their gradients and every state tensor of their shape."""
     for parameter, gone in pruned:
-        parameter.masked_fill_(gone, 0.0)
-        _zero(parameter.grad, gone)
+        gone.clear(parameter)
+        gone.clear(parameter.grad)
         for value in state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                _zero(value, gone)
-
-
-def _zero(values: Tensor | None, gone: Tensor) -> None:
-    if values is None:
-        return
-    if values.is_sparse:  # the rows that a batch looked up in an embedding
-        values._values().masked_fill_(gone[tuple(values._indices())], 0.0)
-    else:
-        values.masked_fill_(gone.to(values.device), 0.0)
+                gone.clear(value)

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from tombola.cli.output import inert
@@ -19,6 +27,17 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 30.0  # a log hears of runs and downloads under way when it has been silent for so long
 _MEGABYTE = 1e6
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """What a bar shows: at the least its name and how far it is."""
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False)]
+    if width >= 60:
+        columns.append(BarColumn(bar_width=24 if width >= 100 else 8))
+    columns.append(MofNCompleteColumn())
+    if width >= 60:
+        columns += [TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn(compact=True)]
+    return columns
 
 
 class Show:
@@ -34,12 +53,7 @@ class Show:
         self.metric, self.clock = metric, clock
         self.console = Console(stderr=True, highlight=False) if console is None else console
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        narrow = self.console.width < 100
-        columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=8 if narrow else 24)]
-        columns += [MofNCompleteColumn()]
-        if self.console.width >= 60:
-            columns += [TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn(compact=True)]
-        self.bars = Progress(*columns, console=self.console, transient=True, disable=not self.live)
+        self.bars = Progress(*_columns(self.console.width), console=self.console, transient=True, disable=not self.live)
         self._bars: dict[tuple[str, int, float], TaskID] = {}
         self._waiting: set[tuple[str, int, float]] = set()
         self._found = 0
@@ -54,7 +68,7 @@ class Show:
     ) -> None:
         self.bars.stop()
         if self._found and kind is None:
-            self._say(f"{self._found} nets were in the store already" if self._found > 1 else "1 net was in the store")
+            self._say(f"{self._found} {'net was' if self._found == 1 else 'nets were'} in the store already")
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
