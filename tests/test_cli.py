@@ -60,8 +60,8 @@ def test_help_names_every_verb_with_a_line() -> None:
 
 def test_without_a_verb_help_is_shown() -> None:
     shown = call()
-    assert shown.status == 2
-    assert "Commands:" in shown.out + shown.err
+    assert (shown.status, shown.out) == (2, "")
+    assert shown.err == call("--help").out
 
 
 def test_options_of_draw_stand_under_headings() -> None:
@@ -110,7 +110,10 @@ def test_help_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ("args", "said"),
     [
         (["drwa"], "unknown command 'drwa'. Did you mean 'draw'?"),
-        (["draw", "digits-mlp", "--round", "3"], "Did you mean '--rounds'?"),
+        (["draw", "digits-mlp", "--round", "3"], "unknown option '--round'. Did you mean '--rounds'?"),
+        (["draw", "digits-mlp", "--no-figure"], "unknown option '--no-figure'. Did you mean '--no-figures'?"),
+        (["--vers"], "unknown option '--vers'. Did you mean '--version'?"),
+        (["list", "--quite-another"], "unknown option '--quite-another'.\n"),
         (["draw", "digit-mlp"], "unknown task 'digit-mlp'. Did you mean 'digits-mlp'?"),
         (["draw", "digits-mlp", "--method", "ipm"], "unknown method 'ipm'. Did you mean 'imp'?"),
         (["draw", "digits-mlp", "--criterion", "magnitud"], "Did you mean 'magnitude'?"),

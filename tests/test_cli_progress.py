@@ -29,7 +29,8 @@ def shown(*events: tuple[float, Event], metric: str = "accuracy", terminal: bool
         for seconds, event in events:
             clock.now = seconds
             show(event)
-            show.bars.refresh()
+            if terminal:
+                show.bars.refresh()
     return text.getvalue()
 
 

@@ -196,9 +196,9 @@ def test_a_ticket_is_shown(tmp_path: Path) -> None:
 def test_a_hostile_ticket_is_shown_inert(terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "300")
-    mask = tb.Mask({HOSTILE: torch.tensor([False, False])})
+    mask = tb.Mask({"w": torch.tensor([True]), HOSTILE: torch.tensor([False, False])})
     origin = {"task": HOSTILE, HOSTILE: {"deep": [HOSTILE]}, "bar": "\x9b31m"}
-    path = tb.Ticket(mask, {HOSTILE: torch.ones(2)}, origin).save(tmp_path / "a.ticket")
+    path = tb.Ticket(mask, {"w": torch.ones(1), HOSTILE: torch.ones(2)}, origin).save(tmp_path / "a.ticket")
     shown = call("show", path, terminal=terminal)
     assert shown.status == 0
     assert_inert(shown.out)

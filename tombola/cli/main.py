@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
-import signal
 import sys
 import warnings
 from typing import Any
@@ -54,13 +54,22 @@ class Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="tombola")
-def tombola() -> None:
+@click.pass_context
+def tombola(ctx: click.Context) -> None:
     """Draw winning lottery tickets from neural networks.
 
     Start with: tombola draw digits-mlp --control reinit
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 def main() -> None:
@@ -71,9 +80,9 @@ def main() -> None:
     warnings.showwarning = _warn  # type: ignore[assignment]
     status = run()
     if status == INTERRUPTED:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a second Ctrl-C while Python tidies up would only show a traceback
+        # Python's own way out shows a traceback when Ctrl-C comes twice, and turns the status into a signal when the
+        # first one hit a piece of generated code.
+        os._exit(_closed(status))
     sys.exit(status)
 
 
@@ -83,9 +92,7 @@ def run(args: list[str] | None = None) -> int:
         status = tombola.main(args=args, prog_name="tombola", standalone_mode=False)
         sys.stdout.flush()
     except click.NoSuchOption as error:
-        if error.possibilities:
-            del error.possibilities[1:]  # the nearest is enough
-        error.show()
+        click.UsageError(f"unknown option {error.option_name!r}.{_nearest(error)}", error.ctx).show()
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -101,6 +108,14 @@ def run(args: list[str] | None = None) -> int:
     except OSError as error:
         return _closed(_failed(str(error), 1))
     return status if isinstance(status, int) else 0
+
+
+def _nearest(error: click.NoSuchOption) -> str:
+    """The long option nearest to one that isn't there, where there is a near one."""
+    params = [] if error.ctx is None else error.ctx.command.params
+    flags = [flag for param in params for flag in (*param.opts, *param.secondary_opts) if flag.startswith("--")]
+    near = difflib.get_close_matches(error.option_name, flags, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _failed(text: str, status: int, kind: str = "Error: ") -> int:

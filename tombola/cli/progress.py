@@ -53,20 +53,22 @@ class Show:
         self.metric, self.clock = metric, clock
         self.console = Console(stderr=True, highlight=False) if console is None else console
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.bars = Progress(*_columns(self.console.width), console=self.console, transient=True, disable=not self.live)
+        self.bars = Progress(*_columns(self.console.width), console=self.console, transient=True)
         self._bars: dict[tuple[str, int, float], TaskID] = {}
         self._waiting: set[tuple[str, int, float]] = set()
         self._found = 0
         self._spoke = self.clock()
 
     def __enter__(self) -> Show:
-        self.bars.start()
+        if self.live:
+            self.bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        if self.live:
+            self.bars.stop()
         if self._found and kind is None:
             self._say(f"{self._found} {'net was' if self._found == 1 else 'nets were'} in the store already")
 
