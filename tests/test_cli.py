@@ -197,7 +197,7 @@ def test_a_bad_value_is_refused_with_its_option_and_its_rule(option: str, value:
         (["--relative-rate", "fcx=2"], "no prunable parameter fits the pattern 'fcx'"),
         (["--relative-rate", "fc1.weight=nan"], "must be at least 0 and below 1"),
         (["--criterion", "no_such_module:score"], "can't be imported"),
-        (["--device", "cuda:99"], "--device cuda:99 can't be used here"),
+        (["--device", "cuda:99"], "device 'cuda:99' can't be used here"),
         (["--recipe", "/no/such/file.toml"], "the recipe /no/such/file.toml can't be read: No such file"),
         (["--recipe", "."], "can't be read: Is a directory"),
     ],

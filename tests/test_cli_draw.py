@@ -178,7 +178,7 @@ def test_train_reports_a_dense_net_and_a_ticket(drawn: Drawn) -> None:
     lines = dense.out.splitlines()
     assert lines[0] == "dense net of digits-mlp, seed 0, 100.00% kept: finished"
     assert [line.split(":")[0].strip() for line in lines[1:3]] == [lines[1].split(":")[0].strip(), "end"]
-    assert dense.err == ""  # the draw's own dense net, which the store has
+    assert dense.err == "1 net was in the store already\n"  # the draw's own dense net
     ticket = call(*args, "--ticket", drawn.out / "digits-mlp-seed0.ticket", "--json")
     assert ticket.json["status"] == "finished"
     assert ticket.json["density"] == pytest.approx(0.6434, abs=1e-4)

@@ -75,7 +75,7 @@ def test_a_run_that_diverged_says_so() -> None:
 
 def test_waiting_is_said_once_for_a_run() -> None:
     waiting = event("waiting")
-    text = shown((0, waiting), (1, waiting), (99, waiting), (100, event("waiting", seed=1)))
+    text = shown((0, waiting), (1, waiting), (99, waiting), (100, event("waiting", seed=1, run="other")))
     assert text.count("seed 0 · ticket · 64.00% kept: under way in another process, waiting for it") == 1
     assert len(text.splitlines()) == 2
 

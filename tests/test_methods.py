@@ -49,7 +49,7 @@ def test_more_rounds_continue_where_the_last_stopped(store: tb.Store) -> None:
     task = toy_task()
     found = Draw(draw_recipe(task, {"rounds": 4}), Lab(task, store, watcher=events.append))
     list(rounds(found))
-    assert [e.kind for e in events if e.kind != "step"] == ["start", "done"] * 2
+    assert [e.kind for e in events if e.kind != "step"] == ["found"] * 3 + ["start", "done"] * 2
 
 
 def test_rewinding_returns_to_early_values_and_starts_there(store: tb.Store) -> None:
@@ -234,6 +234,10 @@ def test_draw_returns_the_chosen_ticket_with_its_origin(store: tb.Store) -> None
         ({"training": 3}, "training must be a mapping"),
         ({"rounds": 2, "control_rounds": [3], "controls": ["reinit"]}, "round 3, but the rounds go from 1 to 2"),
         ({"relative_rates": {"nothing": 0.5}}, "no prunable parameter fits"),
+        ({"controls": ["reinit", "reinit"]}, "named once each"),
+        ({"control_rounds": [1]}, "give both, or neither"),
+        ({"training": {"start": "60it"}}, "begins at step 60 and ends at step 60"),
+        ({"criterion": "os:getcwd"}, "criterion"),
         ({"density": 1e-30}, "isn't reached in 60 rounds"),
     ],
 )

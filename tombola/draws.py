@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tombola.audits.controls import get_control
-from tombola.criteria import criterion, register
+from tombola.criteria import criterion, register, score
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab, Run, Watcher, versions
 from tombola.mask import prunable
@@ -219,7 +219,9 @@ def rounds(found: Draw) -> Iterator[Round]:
 
 def _search(found: Draw) -> Search:
     recipe = found.recipe
-    shapes = {name: tuple(p.shape) for name, p in prunable(found.lab.task.build(recipe.seed)).items()}
+    net = found.lab.task.build(recipe.seed)
+    score(net, recipe.criterion, initial=net.state_dict())  # a criterion that fails does so before any training
+    shapes = {name: tuple(p.shape) for name, p in prunable(net).items()}
     allocation: Allocation = recipe.allocation
     if recipe.allocation == "layerwise":
         allocation = Layerwise(recipe.rate, recipe.relative_rates)

@@ -96,7 +96,12 @@ class _Pool:
         process = self.context.Process(
             target=_work, args=(piece, recipe, self.store, self.data_root, self.messages), daemon=True
         )
-        process.start()
+        # Workers inherit what is ignored when they start: an interrupt is the parent's to handle, who ends them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
         self.running[piece] = process
 
     def _listen(self) -> None:
@@ -130,7 +135,6 @@ class _Pool:
 
 def _work(piece: _Piece, recipe: dict[str, Any], store: str, data_root: Path | None, messages: Any) -> None:
     """The life of a worker: do the piece, report, and go when the parent goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle: it ends its workers
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
     def tell(event: Event) -> None:

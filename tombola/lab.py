@@ -47,6 +47,8 @@ class Event:
     done: int = 0
     total: int = 0
     row: Mapping[str, Any] | None = None
+    run: str = ""
+    """The run's identity, which tells two draws of one control apart."""
 
 
 Watcher = Callable[[Event], None]
@@ -147,6 +149,11 @@ class Lab:
         """Optimiser steps in one pass over the training data of a seed."""
         return recipe.steps_per_epoch(len(self.splits(seed).train))
 
+    def _span(self, seed: int, recipe: Recipe) -> tuple[int, int]:
+        """The first and the last step of a training, in the recipe's count."""
+        per_epoch = self.steps_per_epoch(seed, recipe)
+        return recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
+
     def train(
         self,
         seed: int,
@@ -163,6 +170,9 @@ class Lab:
         steps whose values will be asked for by ``Run.at``. ``arm`` says what the run is for, to people only.
         """
         recipe = self.recipe if recipe is None else recipe
+        first, last = self._span(seed, recipe)
+        if first >= last:
+            raise InputError(f"training must begin before its end, but begins at step {first} and ends at step {last}")
         model = self.task.build(seed)
         start = {n: v.detach().clone() for n, v in model.state_dict().items()} if start is None else start
         mask = Mask.full(model) if mask is None else mask
@@ -171,13 +181,17 @@ class Lab:
         run_id = hashlib.sha256(canonical_json(about).encode()).hexdigest()
         about |= {"arm": arm, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
         steps = {d.steps(self.steps_per_epoch(seed, recipe)) for d in keep}
-        event = Event("found", arm, seed, mask.density)
-        while True:
-            record = self._stored(run_id) or self._compute(run_id, about, seed, start, mask, recipe, steps, event)
-            if record is not None:
-                return Run(self, record, seed, recipe, start, mask)
-            self._tell(event, kind="waiting")
-            time.sleep(POLL_SECONDS)
+        event = Event("found", arm, seed, mask.density, run=run_id)
+        record = self._stored(run_id)
+        if record is not None:
+            self._tell(event)
+        while record is None:
+            record = self._compute(run_id, about, seed, start, mask, recipe, steps, event)
+            if record is None:
+                self._tell(event, kind="waiting")
+                time.sleep(POLL_SECONDS)
+                record = self._stored(run_id)
+        return Run(self, record, seed, recipe, start, mask)
 
     def _about(self, seed: int, start: State, mask: Mask, recipe: Recipe) -> dict[str, Any]:
         return {
@@ -255,8 +269,7 @@ class Lab:
 
     def keep(self, run: Run, step: int) -> RunRecord:
         """Train again as far as ``step`` and add the values there to the stored run."""
-        first = run.recipe.start.steps(self.steps_per_epoch(run.seed, run.recipe))
-        last = run.recipe.steps.steps(self.steps_per_epoch(run.seed, run.recipe))
+        first, last = self._span(run.seed, run.recipe)
         if not first <= step <= last:
             raise InputError(f"the training goes from step {first} to step {last}, so it has no values at step {step}")
         event = Event("step", "ticket", run.seed, run.mask.density)

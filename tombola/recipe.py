@@ -146,6 +146,10 @@ class DrawRecipe(Identified):
             raise ValueError(
                 f"relative_rates belong to allocation 'layerwise', but the allocation is {self.allocation!r}"
             )
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"controls must be named once each, but got {', '.join(self.controls)}")
+        if self.control_rounds is not None and not (self.control_rounds and self.controls):
+            raise ValueError("control_rounds must name rounds of the controls asked for: give both, or neither")
         if self.strategy == 2 and self.survivors not in ("reset", "rewind"):
             raise ValueError("strategy 2 resets or rewinds at the end: survivors must be 'reset' or 'rewind'")
         return self

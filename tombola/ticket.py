@@ -112,10 +112,16 @@ class Ticket:
 
             make = get_task(task).model
         net = make()
-        try:
-            net.load_state_dict(self.values)
-        except RuntimeError as error:
-            raise InputError(f"the ticket doesn't fit the net: {error}") from error
+        own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+        mine = {name: tuple(value.shape) for name, value in self.values.items()}
+        differing = [name for name in {**own, **mine} if own.get(name) != mine.get(name)]
+        if differing:
+            name = differing[0]
+            raise InputError(
+                f"the ticket doesn't fit the net: {name!r} has shape {mine.get(name, 'none')} in the ticket and "
+                f"{own.get(name, 'none')} in the net"
+            )
+        net.load_state_dict(self.values)
         self.mask.apply_(net)
         return net
 

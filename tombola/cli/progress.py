@@ -54,8 +54,8 @@ class Show:
         self.console = Console(stderr=True, highlight=False) if console is None else console
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.bars = Progress(*_columns(self.console.width), console=self.console, transient=True)
-        self._bars: dict[tuple[str, int, float], TaskID] = {}
-        self._waiting: set[tuple[str, int, float]] = set()
+        self._bars: dict[str, TaskID] = {}
+        self._waiting: set[str] = set()
         self._found = 0
         self._spoke = self.clock()
 
@@ -74,7 +74,7 @@ class Show:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        key = (event.arm, event.seed, event.density)
+        key = event.run
         name = f"seed {event.seed} · {event.arm} · {event.density:.2%} kept"
         if event.kind == "download":
             self._download(event)
@@ -91,17 +91,17 @@ class Show:
             self._waiting.add(key)
             self._say(f"{name}: under way in another process, waiting for it")
 
-    def _bar(self, key: tuple[str, int, float], name: str) -> TaskID | None:
-        """The bar of a run, made where there is none yet; draws of a control at the same time share one."""
+    def _bar(self, key: str, name: str) -> TaskID | None:
+        """The bar of a run, made where there is none yet."""
         if self.live and key not in self._bars:
             self._bars[key] = self.bars.add_task(name, total=None, note="")
         return self._bars.get(key)
 
-    def _drop(self, key: tuple[str, int, float]) -> None:
+    def _drop(self, key: str) -> None:
         if key in self._bars:
             self.bars.remove_task(self._bars.pop(key))
 
-    def _under_way(self, key: tuple[str, int, float], name: str, event: Event) -> None:
+    def _under_way(self, key: str, name: str, event: Event) -> None:
         value = self._value((event.row or {}).get(f"validation_{self.metric}"))
         if key in self._bars:
             self.bars.update(self._bars[key], completed=event.done, total=event.total, note=value)
@@ -109,7 +109,7 @@ class Show:
             self._say_at_times(f"{name}: step {event.done:,} of {event.total:,}" + (value and f", validation {value}"))
 
     def _download(self, event: Event) -> None:
-        key = ("download", event.seed, event.density)
+        key = f"download of {event.arm}"
         done, total = event.done / _MEGABYTE, event.total / _MEGABYTE or None
         size = f"{done:,.1f} MB" if total is None else f"{done:,.1f} of {total:,.1f} MB"
         bar = self._bar(key, "")

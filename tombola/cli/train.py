@@ -50,9 +50,9 @@ def command(task: str, **options: Any) -> None:
     """Train one net of TASK: dense, or a ticket from a file. The result is kept in the store."""
     from pydantic import ValidationError
 
-    from tombola.cli.device import check_device
     from tombola.cli.progress import Show
     from tombola.draws import explained
+    from tombola.engines import resolve
     from tombola.lab import Lab
     from tombola.store import Store
     from tombola.tasks import get_task
@@ -63,7 +63,7 @@ def command(task: str, **options: Any) -> None:
         recipe = Recipe.model_validate({**known.recipe.model_dump(), **given(options, Recipe)})
     except ValidationError as error:
         raise InputError(explained(error)) from error
-    check_device(recipe.device)
+    resolve(recipe)
     start, mask, arm = None, None, "dense"
     if options["ticket"] is not None:
         ticket = Ticket.load(options["ticket"])

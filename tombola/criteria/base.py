@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def criterion(spec: str | Criterion) -> Criterion:
     Raises ``InputError`` for a name that is not known or a function that can't be imported.
     """
     if callable(spec):
-        return spec
+        return _of_weights(spec, getattr(spec, "__qualname__", repr(spec)))
     if spec in CRITERIA:
         return CRITERIA[spec]
     module, colon, name = spec.partition(":")
@@ -86,7 +87,17 @@ def criterion(spec: str | Criterion) -> Criterion:
         raise InputError(f"the criterion {spec!r} can't be imported: {error}") from error
     if not callable(found):
         raise InputError(f"the criterion {spec!r} must be a function of Weights, but is a {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return _of_weights(found, spec)
+
+
+def _of_weights(function: Criterion, label: str) -> Criterion:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as error:
+        raise InputError(f"the criterion {label!r} must be a function of one argument, Weights: {error}") from error
+    except ValueError:
+        pass  # some built-in functions don't tell their arguments
+    return function
 
 
 def score(

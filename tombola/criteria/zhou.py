@@ -17,28 +17,47 @@ from torch import Tensor
 
 from tombola.criteria.base import CRITERIA, Criterion, Scores, Weights
 
-_PER_ENTRY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "large_final": lambda i, f: f.abs(),
-    "small_final": lambda i, f: -f.abs(),
-    "large_init": lambda i, f: i.abs(),
-    "small_init": lambda i, f: -i.abs(),
-    "large_init_large_final": lambda i, f: torch.minimum(f.abs(), i.abs()),
-    "small_init_small_final": lambda i, f: -torch.maximum(f.abs(), i.abs()),
-    "magnitude_increase": lambda i, f: f.abs() - i.abs(),
-    "movement": lambda i, f: (f - i).abs(),
-    "large_final_same_sign": lambda i, f: f.abs() * (f.sign() == i.sign()),
-    "large_final_diff_sign": lambda i, f: f.abs() * (f.sign() != i.sign()),
-    "magnitude_increase_same_sign": lambda i, f: (f.abs() - i.abs()) * (f.sign() == i.sign()),
-    "magnitude_increase_diff_sign": lambda i, f: (f.abs() - i.abs()) * (f.sign() != i.sign()),
+_PER_ENTRY: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "large_final": ("``|w_f|``: magnitude, under the paper's name.", lambda i, f: f.abs()),
+    "small_final": ("``-|w_f|``.", lambda i, f: -f.abs()),
+    "large_init": ("``|w_i|``.", lambda i, f: i.abs()),
+    "small_init": ("``-|w_i|``.", lambda i, f: -i.abs()),
+    "large_init_large_final": (
+        "``min(alpha |w_f|, |w_i|)`` with alpha 1.",
+        lambda i, f: torch.minimum(f.abs(), i.abs()),
+    ),
+    "small_init_small_final": (
+        "``-max(alpha |w_f|, |w_i|)`` with alpha 1.",
+        lambda i, f: -torch.maximum(f.abs(), i.abs()),
+    ),
+    "magnitude_increase": ("``|w_f| - |w_i|``.", lambda i, f: f.abs() - i.abs()),
+    "movement": ("``|w_f - w_i|``.", lambda i, f: (f - i).abs()),
+    "large_final_same_sign": (
+        "``|w_f|`` where the sign stayed, else 0.",
+        lambda i, f: f.abs() * (f.sign() == i.sign()),
+    ),
+    "large_final_diff_sign": (
+        "``|w_f|`` where the sign changed, else 0.",
+        lambda i, f: f.abs() * (f.sign() != i.sign()),
+    ),
+    "magnitude_increase_same_sign": (
+        "``|w_f| - |w_i|`` where the sign stayed, else 0.",
+        lambda i, f: (f.abs() - i.abs()) * (f.sign() == i.sign()),
+    ),
+    "magnitude_increase_diff_sign": (
+        "``|w_f| - |w_i|`` where the sign changed, else 0.",
+        lambda i, f: (f.abs() - i.abs()) * (f.sign() != i.sign()),
+    ),
 }
 
 
-def _criterion(per_entry: Callable[[Tensor, Tensor], Tensor]) -> Criterion:
+def _criterion(text: str, per_entry: Callable[[Tensor, Tensor], Tensor]) -> Criterion:
     def scores(weights: Weights) -> Scores:
         initial = weights.initial
         return {name: per_entry(initial[name].to(w.device), w) for name, w in weights.final.items()}
 
+    scores.__doc__ = text
     return scores
 
 
-CRITERIA.update({name: _criterion(per_entry) for name, per_entry in _PER_ENTRY.items()})
+CRITERIA.update({name: _criterion(text, per_entry) for name, (text, per_entry) in _PER_ENTRY.items()})

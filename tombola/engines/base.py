@@ -60,12 +60,13 @@ ENGINES: dict[str, Callable[[nn.Module, Mask, Task, Examples, Recipe, int], Sess
 def resolve(recipe: Recipe) -> Plan:
     """The plan for a recipe. ``auto`` is resolved here, once, before a run begins.
 
-    Raises ``InputError`` where the recipe's device isn't there.
+    Raises ``InputError`` where the recipe's device can't be used.
     """
-    kind = torch.device(recipe.device).type
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[kind]:
-        raise InputError(f"the recipe trains on device {recipe.device!r}, which this machine doesn't have: use 'cpu'")
+    try:
+        torch.zeros(1, device=recipe.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(f"device {recipe.device!r} can't be used here: {reason}") from error
     if recipe.engine != "auto":
         return Plan(recipe.engine, "asked for")
     return Plan("masked", "the only engine there is: dense with zeros")
