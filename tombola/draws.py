@@ -60,7 +60,7 @@ class Draw:
         if dense is None or own is None or round.run.diverged:
             return False
         gain = own - dense if self.lab.task.higher_is_better else dense - own
-        return gain >= -self.recipe.margin
+        return gain >= -self.recipe.margin - 1e-6  # shares of a few examples are no exact binary fractions
 
     @property
     def chosen(self) -> Round:
@@ -183,7 +183,7 @@ def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     """A draw's recipe: the task's defaults, overridden by ``options``. ``InputError`` for what is wrong with them."""
     training = {**task.recipe.model_dump(), **_mapping(options.get("training"), "training")}
     allocation = options.get("allocation", task.allocation)
-    defaults: dict[str, Any] = {"task": task.name, "allocation": allocation}
+    defaults: dict[str, Any] = {"task": task.name, "allocation": allocation, "margin": task.margin}
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
     if not any(options.get(ending) for ending in ("rounds", "density", "stop_at_margin")):

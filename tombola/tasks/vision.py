@@ -46,6 +46,7 @@ _ALL = (
         recipe=Recipe(steps=Duration(1_500), batch=60, optimizer="adam", lr=1.2e-3, evaluate_every=Duration(25)),
         relative_rates=_HALF_OUTPUT,
         rounds=15,
+        margin=0.01,
         description="MLP 300-100 on scikit-learn's 8x8 digits, embedded: no download",
     ),
     Task(
