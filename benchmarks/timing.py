@@ -22,7 +22,9 @@ import torch
 
 import tombola as tb
 
-BUSY = 0.5  # a load average above this means that other work takes processor time
+# One benchmark just ended, and this one, are a load of 1 by themselves; more than that, with no processor to spare, is
+# other work that takes processor time.
+BUSY = 0.5 + max(0.5, (os.cpu_count() or 1) - 1.0)
 
 Arm = TypeVar("Arm", bound=Hashable)
 
@@ -46,7 +48,10 @@ def header(about: str, repeats: int) -> str:
     ]
     load = os.getloadavg()[0]
     if load > BUSY:
-        lines.append(f"Warning: the machine isn't idle (load average {load:.1f}), so these figures are no good.")
+        lines.append(
+            f"Warning: the machine isn't idle (load average {load:.1f} on {os.cpu_count()} processors): "
+            "measure again when it is."
+        )
     return "\n\n".join(lines) + "\n"
 
 

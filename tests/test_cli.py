@@ -21,7 +21,7 @@ from tombola.recipe import DrawRecipe, Recipe
 
 # ---- help
 
-OF_THE_TASK = (("rounds", "allocation", "relative_rates", "margin"))
+OF_THE_TASK = ("rounds", "allocation", "relative_rates", "margin")
 
 
 def imported(*args: str) -> set[str]:
