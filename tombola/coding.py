@@ -12,8 +12,8 @@ Most codes look at a tensor as a matrix: dimension 0 is its rows (a layer's outp
 ================  ======================================================================================
 
 ``gaps-t`` and ``live-gaps-t`` do the same column by column. A row or column is live where anything in it is kept.
-Magnitude pruning leaves many dead, such as the border pixels of an image, which makes the ``live`` codes the shortest for
-first layers.
+Magnitude pruning leaves many dead, such as the border pixels of an image, which makes the ``live`` codes the shortest
+for first layers.
 
 Everything is whole-array numpy: the work and the memory grow with the number of entries, whatever the bytes say.
 """
