@@ -9,8 +9,8 @@ import click
 
 from tombola.cli import output
 
-# A training step of the dense net with its share of the evaluations, in milliseconds: one core of a 2024 server (AMD EPYC,
-# Zen 5). Later rounds are faster on engines that leave out pruned work, so what is computed from these is an upper end.
+# A training step of the dense net with its share of the evaluations, in milliseconds: one core of an AMD EPYC, Zen 5.
+# Later rounds are faster on engines that leave out pruned work, so what is computed from these is an upper end.
 _STEP = {
     "digits-mlp": 0.5,
     "mnist-lenet300": 1.6,
