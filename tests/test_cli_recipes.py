@@ -203,3 +203,15 @@ def test_every_combination_of_doors_gives_one_recipe(tmp_path: Path) -> None:
         flags = [part for name, value in fields.items() if by[name] == "flag" for part in (f"--{name}", value)]
         found.add(call("draw", "digits-mlp", "--recipe", file, *flags, "--print-recipe").out)
     assert len(found) == 1
+
+
+def test_train_takes_the_training_of_a_recipe_file_and_writes_it_back(tmp_path: Path) -> None:
+    written = call("draw", "digits-mlp", "--steps", "40it", "--lr", "0.002", "--print-recipe")
+    path = tmp_path / "recipe.toml"
+    path.write_text(written.out)
+    again = call("train", "digits-mlp", "--recipe", path, "--batch", "30", "--print-recipe")
+    assert again.status == 0
+    training = tomllib.loads(again.out)["training"]
+    assert (training["steps"], training["lr"], training["batch"]) == ("40it", 0.002, 30)
+    trained = call("train", "digits-mlp", "--recipe", path, "--store", tmp_path / "runs", "--json")
+    assert trained.json["steps"] == 40

@@ -142,10 +142,7 @@ def _recipes(task: str | None, options: dict[str, Any]) -> list[DrawRecipe]:
 def _print_recipe(recipes: list[DrawRecipe], as_json: bool) -> None:
     if len(recipes) > 1:
         raise InputError("a recipe has one seed: give --print-recipe one, and several to the draw")
-    if as_json:
-        output.document(recipes[0].model_dump(mode="json"))
-    else:
-        click.echo(recipe_file.written(recipes[0]), nl=False)
+    recipe_file.show(recipes[0], as_json)
 
 
 def _ticket_name(recipe: DrawRecipe) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import BaseModel
 
+from tombola.cli import output
 from tombola.cli.options import validated
 from tombola.errors import InputError, suggestion
 from tombola.recipe import DrawRecipe, Recipe
@@ -54,6 +56,14 @@ def _remedy(name: str, model: type[BaseModel]) -> str:
     if model is Recipe and name in DrawRecipe.model_fields:
         return " It belongs above [training]."
     return suggestion(name, [known for known in model.model_fields if known != "training"])
+
+
+def show(recipe: DrawRecipe, as_json: bool) -> None:
+    """Print the whole recipe, as TOML or as one JSON document."""
+    if as_json:
+        output.document(recipe.model_dump(mode="json"))
+    else:
+        click.echo(written(recipe), nl=False)
 
 
 def written(recipe: DrawRecipe) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tombola.cli import output
+from tombola.cli import output, recipe_file
 from tombola.cli.options import (
     Verb,
     data_root_option,
@@ -17,7 +17,6 @@ from tombola.cli.options import (
     recipe_options,
     store_option,
 )
-from tombola.errors import InputError
 from tombola.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,26 +42,33 @@ RUNNING = "Running"
     help="seed of weights, data split and data order  [default: 0]",
 )
 @recipe_options(Recipe, section="Training", defaults="the task's")
+@path_option(
+    *("--recipe", "recipe_path"),
+    section=RUNNING,
+    metavar="FILE",
+    help="TOML file with a recipe, of which [training] counts here; flags override it  [default: none]",
+)
 @store_option(RUNNING)
 @data_root_option(RUNNING)
 @json_option(RUNNING)
+@option("--print-recipe", section=RUNNING, is_flag=True, help="write the whole recipe as TOML and stop")
 def command(task: str, **options: Any) -> None:
     """Train one net of TASK: dense, or a ticket from a file. The result is kept in the store."""
-    from pydantic import ValidationError
-
     from tombola.cli.progress import Show
-    from tombola.draws import explained
+    from tombola.draws import draw_recipe
     from tombola.engines import resolve
     from tombola.lab import Lab
     from tombola.store import Store
     from tombola.tasks import get_task
     from tombola.ticket import Ticket
 
-    known = get_task(task)
-    try:
-        recipe = Recipe.model_validate({**known.recipe.model_dump(), **given(options, Recipe)})
-    except ValidationError as error:
-        raise InputError(explained(error)) from error
+    known, path = get_task(task), options["recipe_path"]
+    found = {} if path is None else recipe_file.read(path)["training"]
+    whole = draw_recipe(known, {"seed": options["seed"], "training": {**found, **given(options, Recipe)}})
+    if options["print_recipe"]:
+        recipe_file.show(whole, options["as_json"])
+        return
+    recipe = whole.training
     resolve(recipe)
     start, mask, arm = None, None, "dense"
     if options["ticket"] is not None:
