@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: draw test check lint bench clean
+.PHONY: draw test check bench clean
 
 draw: .venv/run.stamp
 	$(BIN)/tombola draw digits-mlp --control reinit

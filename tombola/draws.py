@@ -278,7 +278,11 @@ def record(found: Draw, status: str) -> None:
     """Enter a draw in the store's catalogue, as far as it has come; what is there and finished stays."""
     known = found.lab.store.draw(found.id)
     rows = found.rows()
-    if known is not None and known.status == "finished" and len(known.rounds) >= len(rows):
+    if (
+        known is not None
+        and known.status == "finished"
+        and {r["run"] for r in rows} <= {r["run"] for r in known.rounds}
+    ):
         return
     for row in rows:
         row["chosen"] = row["arm"] == "ticket" and row["round"] == found.chosen.number
