@@ -14,7 +14,8 @@ from toy import same, toy_data, toy_task
 import tombola as tb
 from tombola.mask import Mask
 from tombola.tasks.task import Splits, examples
-from tombola.training.loop import Outcome, evaluate, train
+from tombola.engines import evaluate
+from tombola.training.loop import Outcome, train
 
 
 def run(task: tb.Task, splits: Splits | None = None, **options: Any) -> Outcome:

@@ -20,7 +20,7 @@ FLOORS = [
     {"seeds", "durations", "sealed"},
     {"mask", "coding"},
     {"pruning", "schedules", "guarding", "recipe"},
-    {"criteria"},
+    {"criteria", "cost"},
     {"ticket", "tasks", "store"},
     {"engines"},
     {"training"},

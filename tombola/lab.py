@@ -21,6 +21,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tombola.durations import Duration
+from tombola.engines import Plan
 from tombola.errors import InputError, StoreError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
@@ -252,6 +253,7 @@ class Lab:
         *,
         slot: Slot | None,
         event: Event,
+        plan: Plan | None = None,
     ) -> Outcome:
         model = self.task.build(seed)
         model.load_state_dict(start)
@@ -265,6 +267,7 @@ class Lab:
             slot=slot,
             keep=keep,
             watch=lambda done, total, row: self._tell(event, kind="step", done=done, total=total, row=row),
+            plan=plan,
         )
 
     def keep(self, run: Run, step: int) -> RunRecord:
@@ -273,7 +276,9 @@ class Lab:
         if not first <= step <= last:
             raise InputError(f"the training goes from step {first} to step {last}, so it has no values at step {step}")
         event = Event("step", "ticket", run.seed, run.mask.density)
-        outcome = self._train(run.seed, run.start, run.mask, run.recipe, {step}, slot=None, event=event)
+        # On the engine of that time: another would give other bits.
+        plan = Plan(run.summary["engine"], run.summary["engine_reason"])
+        outcome = self._train(run.seed, run.start, run.mask, run.recipe, {step}, slot=None, event=event, plan=plan)
         self.store.attach(run.id, _kept(step), Ticket(run.mask, outcome.kept[step], {}).to_bytes())
         record = self.store.run(run.id)
         assert record is not None

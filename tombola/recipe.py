@@ -52,7 +52,7 @@ class Recipe(Identified):
     warmup: Duration = Field(Duration(0), description="linear rise of the learning rate from 0")
     start: Duration = Field(Duration(0), description="where in schedule and data order training begins (rewinding)")
     evaluate_every: Duration = Field(Duration(100), description="steps between two evaluations on validation data")
-    engine: Literal["auto", "masked"] = Field("auto", description="how a masked net is executed")
+    engine: Literal["auto", "masked", "compact", "sparse"] = Field("auto", description="how a masked net is executed")
     threads: int = Field(1, gt=0, le=1024, description="torch threads; small nets want one, and one process a core")
     device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...", pattern=r"^(cpu|cuda(:\d+)?|mps)$")
 
@@ -84,6 +84,12 @@ class Recipe(Identified):
             factor = 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
         warmup = self.warmup.steps(steps_per_epoch)
         return self.lr * factor * (min(1.0, step / warmup) if warmup else 1.0)
+
+    def rates(self, first: int, count: int, steps_per_epoch: int) -> list[float]:
+        """The learning rates of ``count`` steps from ``first`` on: ``lr_at`` of each."""
+        if self.lr_schedule == "constant" and not self.warmup.steps(steps_per_epoch):
+            return [self.lr_at(first, steps_per_epoch)] * count
+        return [self.lr_at(first + i, steps_per_epoch) for i in range(count)]
 
 
 class DrawRecipe(Identified):

@@ -95,13 +95,13 @@ def command(task: str | None, **options: Any) -> None:
         _print_recipe(recipes, options["as_json"])
         return
     from tombola.cli.progress import Show
-    from tombola.engines import resolve
+    from tombola.engines import check_device
     from tombola.execution import carry_out
     from tombola.tasks import get_task
 
     name = recipes[0].task
     out = options["out"] or Path("tombola-out") / name
-    resolve(recipes[0].training)  # a device that is not there is refused before anything else
+    check_device(recipes[0].training)  # a device that is not there is refused before anything else
     check_writable(out, (*_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
     with Show(get_task(name).metric) as show:
         draws = carry_out(

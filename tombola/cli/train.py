@@ -56,7 +56,7 @@ def command(task: str, **options: Any) -> None:
     """Train one net of TASK: dense, or a ticket from a file. The result is kept in the store."""
     from tombola.cli.progress import Show
     from tombola.draws import draw_recipe
-    from tombola.engines import resolve
+    from tombola.engines import check_device
     from tombola.lab import Lab
     from tombola.store import Store
     from tombola.tasks import get_task
@@ -69,7 +69,7 @@ def command(task: str, **options: Any) -> None:
         recipe_file.show(whole, options["as_json"])
         return
     recipe = whole.training
-    resolve(recipe)
+    check_device(recipe)
     start, mask, arm = None, None, "dense"
     if options["ticket"] is not None:
         ticket = Ticket.load(options["ticket"])

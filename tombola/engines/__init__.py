@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from tombola.engines.base import ENGINES, Plan, Session, open_session, resolve
+from tombola.engines.base import ENGINES, Plan, Session, check_device, open_session
+from tombola.engines.choice import begin
+from tombola.engines.evaluation import evaluate
 
-__all__ = ["ENGINES", "Plan", "Session", "open_session", "resolve"]
+__all__ = ["ENGINES", "Plan", "Session", "begin", "check_device", "evaluate", "open_session"]

@@ -7,12 +7,13 @@ state and batch order; at its end it hands back the common state: names and shap
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tombola.engines.compact import CompactSession
 from tombola.engines.masked import MaskedSession
 from tombola.errors import InputError, suggestion
 from tombola.mask import Mask
@@ -23,16 +24,27 @@ from tombola.tasks.task import Examples, Task
 class Session(Protocol):
     """One training under way on one engine."""
 
-    model: nn.Module
-    """The net with its current weights, in its own names and shapes, whenever no stretch is running."""
+    @property
+    def model(self) -> nn.Module:
+        """The net with its current weights, in its own names and shapes, whenever no stretch is running."""
+        ...
 
     @property
     def step(self) -> int:
         """The number of the next step in the recipe's schedule and data order."""
         ...
 
+    @property
+    def layers(self) -> Mapping[str, str]:
+        """By layer, how the engine carries it out, for people; empty where there is nothing to tell."""
+        ...
+
     def stretch(self, steps: int) -> float:
         """Train for that many steps and return the mean training loss over their examples (NaN when it diverged)."""
+        ...
+
+    def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """The task's loss and metrics over all examples, with the current weights or with another state_dict."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -50,32 +62,38 @@ class Plan:
 
     engine: str
     reason: str
+    layers: dict[str, str] = field(default_factory=dict)
+    """By layer, how the engine carries it out."""
 
 
-ENGINES: dict[str, Callable[[nn.Module, Mask, Task, Examples, Recipe, int], Session]] = {
-    "masked": MaskedSession,
-}
+Open = Callable[[nn.Module, Mask, Task, Examples, Recipe, int], Session]
 
 
-def resolve(recipe: Recipe) -> Plan:
-    """The plan for a recipe. ``auto`` is resolved here, once, before a run begins.
+def _sparse(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> Session:
+    from tombola.engines.sparse.session import SparseSession  # numba is imported by those who use it
 
-    Raises ``InputError`` where the recipe's device can't be used.
-    """
+    return SparseSession(model, mask, task, train, recipe, seed)
+
+
+ENGINES: dict[str, Open] = {"masked": MaskedSession, "compact": CompactSession, "sparse": _sparse}
+
+
+def check_device(recipe: Recipe) -> None:
+    """Raise ``InputError`` where the recipe's device can't be used."""
     try:
         torch.zeros(1, device=recipe.device).item()
     except (RuntimeError, AssertionError) as error:  # torch says it either way
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise InputError(f"device {recipe.device!r} can't be used here: {reason}") from error
-    if recipe.engine != "auto":
-        return Plan(recipe.engine, "asked for")
-    return Plan("masked", "the only engine there is: dense with zeros")
 
 
 def open_session(
     plan: Plan, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int
 ) -> Session:
-    """A session on the planned engine; ``model`` holds the starting values and belongs to the session from now on."""
+    """A session on the planned engine; ``model`` holds the starting values and belongs to the session from now on.
+
+    Raises ``UnsupportedError`` where that engine can't do it.
+    """
     if plan.engine not in ENGINES:
         raise InputError(f"unknown engine {plan.engine!r}.{suggestion(plan.engine, ENGINES)}")
     return ENGINES[plan.engine](model, mask, task, train, recipe, seed)

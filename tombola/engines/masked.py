@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from tombola.engines.evaluation import evaluate
+from tombola.engines.graphs import Result, StepGraph
 from tombola.errors import TombolaError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
@@ -18,7 +20,8 @@ class MaskedSession:
     """One training on dense tensors. Pruned weights start at 0.0 and get no gradient, so no step moves them.
 
     Cleared gradients also keep the optimiser's moments of pruned weights at 0.0: the state is that of the kept weights
-    only, as it is on an engine that stores no others. The zeros are checked after every stretch.
+    only, as it is on an engine that stores no others. The zeros are checked after every stretch. On CUDA the steps are
+    recorded and replayed where that can be done.
     """
 
     def __init__(self, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> None:
@@ -36,6 +39,15 @@ class MaskedSession:
         self.step = recipe.start.steps(self.steps_per_epoch)
         self._noise = stream_seed(seed, "noise")
         self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
+        on_cuda = torch.device(recipe.device).type == "cuda"
+        self._graph = StepGraph(min(recipe.batch, len(train))) if on_cuda else None
+
+    layers: Mapping[str, str] = {}
+
+    @property
+    def note(self) -> str:
+        """On CUDA, once a step has been taken: that steps are recorded as a CUDA graph, or why not. Else empty."""
+        return "" if self._graph is None else self._graph.note
 
     def stretch(self, steps: int) -> float:
         """Train for ``steps`` steps; the mean training loss over their examples."""
@@ -44,22 +56,28 @@ class MaskedSession:
         total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else ()):
             for _ in range(steps):
-                batch = self.train.take(self._index(self.step).to(device))
                 # Dropout and the like draw from the global state: seeded by step, so that bits depend on no stretch's
                 # length.
                 _seed_noise((self._noise + self.step) % 2**63, device)
-                loss = self._train_on(batch)
-                size = size_of(batch)
+                set_rate(self.optimizer, self.recipe.lr_at(self.step, self.steps_per_epoch))
+                index = self._index(self.step)
+                loss, size = self.advance(index) if self._graph is None else self._graph.advance(self, index)
                 total.add_(loss, alpha=size)
                 seen += size
                 self.step += 1
         self._check_zeros()
         return float(total) / max(seen, 1)
 
+    def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """The task's loss and metrics over all examples, with the current weights or with another state_dict."""
+        return evaluate(self.task, self.model, data, state)
+
+    def advance(self, index: Tensor) -> Result:
+        """Train on the examples of an index at the optimiser's present rate; the loss, and the size of the batch."""
+        batch = self.train.take(index)
+        return self._train_on(batch), size_of(batch)
+
     def _train_on(self, batch: object) -> Tensor:
-        rate = self.recipe.lr_at(self.step, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         loss = self.task.loss(self.model, batch)
         for parameter in self._parameters:
             parameter.grad = None
@@ -74,7 +92,7 @@ class MaskedSession:
         """The examples of one step: the epoch's permutation comes from the seed's ``order`` stream."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.train), generator=stream(self.seed, "order", epoch))
+            order = epoch_order(self.seed, epoch, len(self.train)).to(self.recipe.device)
             self._order = (epoch, torch.split(order, self.recipe.batch))
         return self._order[1][position]
 
@@ -89,29 +107,39 @@ class MaskedSession:
     def state(self) -> dict[str, Tensor]:
         """The model's state_dict under ``model.``, the optimiser's tensors under ``optimizer.NAME.``, and the step."""
         state = {f"model.{name}": value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    state[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
+        state |= {name: value.detach().cpu().clone() for name, value in self._moments().items()}
         state["step"] = torch.tensor(self.step)
         return state
+
+    def _moments(self) -> dict[str, Tensor]:
+        """The optimiser's tensors."""
+        return {
+            f"optimizer.{name}.{key}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name."""
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {f"model.{name}": value for name, value in named} | self._moments()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state()``."""
         self.model.load_state_dict({n[len("model.") :]: v for n, v in state.items() if n.startswith("model.")})
+        # In place wherever there is a place: a recorded step goes on with the tensors it was recorded with.
+        moments = self._moments()
+        for name, moment in moments.items():
+            moment.copy_(state[name]) if name in state else moment.zero_()
         for name, parameter in self.model.named_parameters():
             prefix = f"optimizer.{name}."
             for key, value in state.items():
-                if key.startswith(prefix):
-                    # Adam keeps its step count on the CPU unless fused; everything of the weight's shape lives beside
-                    # it.
-                    where = parameter.device if value.dim() else self._step_device(parameter)
+                if key.startswith(prefix) and key not in moments:
+                    # Adam's step count may live elsewhere; everything of the weight's shape lives beside the weight.
+                    where = parameter.device if value.dim() else step_device(self.optimizer, parameter)
                     self.optimizer.state[parameter][key[len(prefix) :]] = value.clone().to(where)
         self.step = int(state["step"])
-
-    def _step_device(self, parameter: Tensor) -> torch.device:
-        fused = any(group.get("fused") for group in self.optimizer.param_groups)
-        return parameter.device if fused else torch.device("cpu")
 
 
 def _seed_noise(seed: int, device: str) -> None:
@@ -120,14 +148,46 @@ def _seed_noise(seed: int, device: str) -> None:
         torch.cuda.manual_seed(seed)
 
 
+def epoch_order(seed: int, epoch: int, examples: int) -> Tensor:
+    """In which order an epoch of a seed's training sees its examples (1-D int64), from the stream ``order``."""
+    return torch.randperm(examples, generator=stream(seed, "order", epoch))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in place where it is a tensor: a recorded step reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
+    """Where Adam keeps the step count of a parameter."""
+    there = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return parameter.device if there else torch.device("cpu")
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over the parameters that want a gradient; fused where the device has it."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = torch.device(recipe.device).type in ("cpu", "cuda") and all(p.is_floating_point() for p in parameters)
+    return optimizer_over(model.parameters(), recipe)
+
+
+def optimizer_over(tensors: Iterable[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over those of the tensors that want a gradient.
+
+    On CUDA whatever changes from step to step, learning rate and step count, is kept on the device, so that a step can
+    be recorded. Torch takes such a rate for SGD only when fused.
+    """
+    parameters = [p for p in tensors if p.requires_grad]
+    device = torch.device(recipe.device)
+    floating = all(p.is_floating_point() for p in parameters)
+    fused, on_cuda = device.type in ("cpu", "cuda") and floating, device.type == "cuda"
+    lr = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if on_cuda else recipe.lr
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
-            lr=recipe.lr,
+            lr=lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
@@ -135,5 +195,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(
-        parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=fused
+        parameters,
+        lr=lr,
+        betas=recipe.betas,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+        fused=fused,
+        capturable=on_cuda,
     )

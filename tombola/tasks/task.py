@@ -241,18 +241,18 @@ class _Part:
         return len(self.index)
 
     def take(self, index: Tensor) -> Any:
-        return self.whole.take(self.index[index])
+        return self.whole.take(self.index[index.to(self.index.device)])
 
     def batches(self, size: int) -> Iterator[Any]:
         for part in torch.split(self.index, size):
             yield self.whole.take(part)
 
     def to(self, device: str) -> _Part:
-        return _Part(self.whole.to(device), self.index)
+        return _Part(self.whole.to(device), self.index.to(device))
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.whole.digest.encode() + self.index.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.whole.digest.encode() + self.index.cpu().numpy().tobytes()).hexdigest()
 
 
 def size_of(batch: Any) -> int:

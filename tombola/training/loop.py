@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tombola.engines import open_session, resolve
+from tombola.engines import Plan, begin, check_device
 from tombola.mask import Mask
 from tombola.recipe import Recipe
-from tombola.tasks.task import Examples, Splits, State, Task, size_of
+from tombola.tasks.task import Splits, State, Task
 from tombola.training.checkpoint import Progress, Slot
-
-EVALUATION_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,16 @@ def train(
     slot: Slot | None = None,
     keep: Collection[int] = (),
     watch: Watch | None = None,
+    plan: Plan | None = None,
 ) -> Outcome:
     """Train ``model``, which holds the starting values, under ``mask``.
 
     ``slot`` is where checkpoints are kept and looked for; a resume uses the engine planned when the run began. ``keep``
-    are steps, in the recipe's count, whose state is wanted. The result has the same bits whether or not the run was
-    interrupted, and whatever ``keep`` asks for.
+    are steps, in the recipe's count, whose state is wanted. ``plan`` is the engine of a run that is trained again. The
+    result has the same bits whether or not the run was interrupted, and whatever ``keep`` asks for.
     """
     with _threads(recipe.threads):
-        return _Training(task, splits, recipe, seed, model, mask, slot, set(keep), watch).run()
+        return _Training(task, splits, recipe, seed, model, mask, slot, set(keep), watch, plan).run()
 
 
 class _Training:
@@ -77,15 +76,17 @@ class _Training:
         slot: Slot | None,
         keep: set[int],
         watch: Watch | None,
+        plan: Plan | None,
     ) -> None:
         self.task, self.recipe, self.slot, self.keep, self.watch = task, recipe, slot, keep, watch
         self.saved = None if slot is None else slot.load()
-        self.plan = resolve(recipe) if self.saved is None else self.saved.plan
+        check_device(recipe)
         self.splits = splits.to(recipe.device)
         per_epoch = recipe.steps_per_epoch(len(splits.train))
         self.first, self.last = recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
         self.every = max(1, recipe.evaluate_every.steps(per_epoch))
-        self.session = open_session(self.plan, model, mask, task, self.splits.train, recipe, seed)
+        planned = plan if self.saved is None else self.saved.plan
+        self.plan, self.session = begin(model, mask, task, self.splits.train, recipe, seed, planned)
         self.progress = Progress() if self.saved is None else self.saved.progress
 
     def run(self) -> Outcome:
@@ -118,7 +119,7 @@ class _Training:
             self.progress.kept[self.session.step] = _copy(self.session.model)
 
     def _evaluate(self, train_loss: float | None) -> None:
-        values = evaluate(self.task, self.session.model, self.splits.validation)
+        values = self.session.evaluate(self.splits.validation)
         row: dict[str, Any] = {"step": self.session.step, "train_loss": train_loss}
         row |= {f"validation_{name}": value for name, value in values.items()}
         progress, loss = self.progress, values["loss"]
@@ -136,6 +137,7 @@ class _Training:
             "seconds": round(progress.seconds, 3),
             "engine": self.plan.engine,
             "engine_reason": self.plan.reason,
+            "engine_layers": self.plan.layers,
             "stop_step": progress.best_step,
             "stop": self._judge(progress.best_step, progress.best),
             "end": None if progress.diverged else self._judge(self.session.step, final),
@@ -149,29 +151,9 @@ class _Training:
         row = next(r for r in self.progress.history if r["step"] == step)
         judged = {name: value for name, value in row.items() if name.startswith("validation_")}
         if self.splits.test is not None:
-            now = _copy(self.session.model)
-            self.session.model.load_state_dict(state)
-            values = evaluate(self.task, self.session.model, self.splits.test)
-            self.session.model.load_state_dict(now)
+            values = self.session.evaluate(self.splits.test, state)
             judged |= {f"test_{name}": value for name, value in values.items()}
         return judged
-
-
-@torch.no_grad()
-def evaluate(task: Task, model: nn.Module, data: Examples) -> dict[str, float]:
-    """The task's loss and metrics over all examples, in evaluation mode, weighted by the size of batches."""
-    model.eval()
-    totals: dict[str, float] = {}
-    seen = 0
-    for batch in data.batches(EVALUATION_BATCH):
-        values = dict(task.metrics(model, batch))
-        if "loss" not in values:
-            values["loss"] = task.loss(model, batch)
-        size = size_of(batch)
-        for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + float(value) * size
-        seen += size
-    return {name: total / seen for name, total in totals.items()}
 
 
 def _copy(model: nn.Module) -> State:

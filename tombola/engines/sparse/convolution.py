@@ -1,0 +1,239 @@
+"""Sparse two-dimensional convolutions: only the kept weights are stored and worked on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tombola.engines.sparse.conv_kernels import SUMS_BYTES, bias_gradient, gather, permute, weight_gradient
+from tombola.engines.sparse.conv_tiles import Ints, Places, Tiles, surroundings, tile_tables
+from tombola.engines.sparse.parts import LANES, Activation, Call, Floats, Parameter, aligned, call, padded, segments
+from tombola.errors import InputError
+
+Pair = tuple[int, int]
+
+_CACHE_LINES = 384
+"""Of 512 cache lines in a first-level cache of 32 KB, those that a block of the source may take."""
+_ENTRIES = 12
+"""Kept weights that a channel needs in a block, or putting its sums aside costs more than the cache saves."""
+_STREAMED = 1 << 20
+"""Bytes of a result above which it is written past the caches: it would have left them before anybody reads it."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One of the two axes of a convolution: sizes of input, output and kernel, and how they meet."""
+
+    input: int
+    output: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def phases(self) -> range:
+        """The input's positions modulo the stride. Inputs of one phase meet outputs at the same kernel indices."""
+        return range(min(self.stride, self.input))
+
+    def positions(self, phase: int) -> int:
+        """How many inputs a phase has."""
+        return len(range(phase, self.input, self.stride))
+
+    def meets(self, phase: int, k: Ints) -> NDArray[np.bool_]:
+        """Whether inputs of a phase meet outputs at kernel index ``k``."""
+        return (phase + self.padding - k * self.dilation) % self.stride == 0
+
+    def shift(self, phase: int, k: Ints) -> Ints:
+        """Which output the first input of a phase meets at kernel index ``k``; the next input meets the next."""
+        return (phase + self.padding - k * self.dilation) // self.stride
+
+    @property
+    def halos(self) -> Pair:
+        """How far the kernel reaches beyond the input, and reads of the output's gradient beyond the output."""
+        last = (self.output - 1) * self.stride - self.padding + self.dilation * (self.kernel - 1)
+        low, high, k = 0, self.output - 1, np.arange(self.kernel)
+        for phase in self.phases:
+            shifts = self.shift(phase, k[self.meets(phase, k)])
+            if shifts.size:
+                low, high = min(low, int(shifts.min())), max(high, int(shifts.max()) + self.positions(phase) - 1)
+        return max(self.padding, last - (self.input - 1)), max(-low, high - (self.output - 1))
+
+
+def halos(x: Activation, y: Activation, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """The least halos of input and output, in pixels, for a convolution between images of these sizes."""
+    rows = Axis(x.height, y.height, kernel[0], stride[0], padding[0], dilation[0]).halos
+    columns = Axis(x.width, y.width, kernel[1], stride[1], padding[1], dilation[1]).halos
+    return max(rows[0], columns[0]), max(rows[1], columns[1])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A kernel's work: tiles of pixels of a result, and the entries that each of its channels has for them.
+
+    Entries are sorted by ``segment``, which is block of source channels times channels of the result plus channel.
+    """
+
+    source: Activation
+    result: Activation
+    tiles: Tiles
+    segment: Ints
+    offset: Ints
+    """Floats from a pixel of the result to the one that a weight multiplies."""
+    blocks: int
+
+    def args(self, x: Floats, y: Floats) -> list[int | NDArray[np.generic]]:
+        """What all kernels begin with; ``x`` and ``y`` are arrays of source and result."""
+        sets, channels = self.tiles.sets, self.result.channels
+        _, x_plane, x_group = (4 * pitch for pitch in self.source.pitch)
+        _, y_plane, y_group = (4 * pitch for pitch in self.result.pitch)
+        pointer = segments(self.segment, self.blocks * channels)
+        far = int(self.offset.max(initial=0)) * 4 % x_plane
+        return [
+            *(x, y, self.tiles.table, self.tiles.starts, sets, x_group * sets, y_group * sets, x_plane, y_plane),
+            *(self.source.channels, channels, self.blocks, pointer, (4 * self.offset).astype(np.int32), far),
+        ]
+
+    def gather(
+        self, x: Floats, y: Floats, value: Floats, bias: Floats | None, relu: bool, gate: int, add: bool
+    ) -> Call:
+        """The call that writes the result."""
+        threads = max(16, os.cpu_count() or 1)
+        aside = aligned(threads * self.result.channels * SUMS_BYTES // 4 if self.blocks > 1 else 0)
+        stream = y.nbytes > _STREAMED and y.ctypes.data % 64 == 0 and not add
+        begin = aligned(self.result.channels) if bias is None else bias
+        return call(gather, *self.args(x, y), value, begin, int(relu), gate, int(add), int(stream), aside, threads)
+
+
+class Convolution:
+    """A convolution of images with a sparse weight, as ``torch.nn.Conv2d`` defines it, and a ReLU where asked for.
+
+    ``mask`` says which entries of the weight are kept: booleans of shape (outputs, inputs / groups, height, width).
+    ``padding`` is how many zeros stand before the first row and column; how many follow the last ones is what the size
+    of ``y`` needs. Both activations must have at least the ``halos`` when ``forward`` or ``backward`` is called.
+    Raises InputError for sizes that don't fit together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mask: NDArray[np.bool_],
+        x: Activation,
+        y: Activation,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+        bias: bool = True,
+        relu: bool = False,
+    ) -> None:
+        shape = (y.channels, x.channels // groups)
+        if mask.ndim != 4 or mask.shape[:2] != shape or x.channels % groups or y.channels % groups:
+            raise InputError(
+                f"{name}: a mask of shape {mask.shape} doesn't fit {y.channels} output and {x.channels} input channels "
+                f"in groups of {groups}: it must be of shape ({shape[0]}, {shape[1]}, height, width)"
+            )
+        self.name, self.x, self.y, self.relu, self.connected = name, x, y, relu, groups == 1
+        self.rows = Axis(x.height, y.height, mask.shape[2], stride[0], padding[0], dilation[0])
+        self.columns = Axis(x.width, y.width, mask.shape[3], stride[1], padding[1], dilation[1])
+        o, i, row, column = np.nonzero(mask)
+        i = i + o // (y.channels // groups) * mask.shape[1]
+        taps = np.unique(np.stack([row * dilation[0], column * dilation[1]], 1), axis=0)
+        self._block = self._block_size(x, y, taps, (y.height, y.width), stride, o.size)
+        # Within a channel's segment in the order of the memory that they meet.
+        order = np.lexsort((column, row, i, o, i // self._block))
+        self.output, self.input, self.row, self.column = o[order], i[order], row[order], column[order]
+        self.weight = Parameter(f"{name}.weight", aligned(o.size), aligned(o.size), np.flatnonzero(mask)[order])
+        self.bias = Parameter(f"{name}.bias", aligned(y.channels), aligned(y.channels)) if bias else None
+        self.parameters = [self.weight] + ([self.bias] if self.bias else [])
+
+    @property
+    def halos(self) -> Pair:
+        """The least halos of input and output, in pixels."""
+        return max(self.rows.halos[0], self.columns.halos[0]), max(self.rows.halos[1], self.columns.halos[1])
+
+    def forward(self, training: bool) -> list[Call]:
+        """The output from the input; ``training`` makes no difference."""
+        bias = self.bias.value if self.bias else None
+        return [self._plan().gather(self.x.value, self.y.value, self.weight.value, bias, self.relu, 0, False)]
+
+    def backward(self, input_gradient: bool, accumulate: bool) -> list[Call]:
+        """Gradients of the weights, of the biases, and of the input where asked for; ``accumulate`` adds to the last."""
+        x, y = self.x, self.y
+        args = self._plan().args(x.value, y.gradient)
+        calls = [call(weight_gradient, *args, self.weight.gradient, segments(self.output, y.channels))]
+        if self.bias:
+            row, plane, group = (4 * pitch for pitch in y.pitch)
+            size = (y.height, y.width, y.channels)
+            calls.append(call(bias_gradient, y.gradient[y.interior :], group, plane, row, *size, self.bias.gradient))
+        return calls + (self._input_gradient(accumulate) if input_gradient else [])
+
+    def _input_gradient(self, accumulate: bool) -> list[Call]:
+        """One call for each phase of the input's rows and columns, after one that brings the weights into their order."""
+        gate = self.x.value.ctypes.data - self.x.gradient.ctypes.data if self.x.rectified else 0
+        plans = [self._phase(row, column) for row in self.rows.phases for column in self.columns.phases]
+        orders = np.concatenate([order for _, order in plans]).astype(np.int32)
+        values = aligned(orders.size)
+        calls = [call(permute, self.weight.value, orders, values, orders.size)]
+        for plan, order in plans:
+            value, values = values[: order.size], values[order.size :]
+            if order.size or not accumulate:
+                calls.append(plan.gather(self.y.gradient, self.x.gradient, value, None, False, gate, accumulate))
+        return calls
+
+    def _plan(self) -> _Plan:
+        """The work of the convolution itself."""
+        x, y, rows, columns = self.x, self.y, self.rows, self.columns
+        self._check()
+        row, plane, _ = x.pitch
+        first = x.interior - rows.padding * row - columns.padding * LANES
+        tiles = tile_tables(
+            padded(x.examples) // LANES, y.height, y.width,
+            places(x, first, (rows.stride, columns.stride)), places(y, y.interior, (1, 1)),
+        )  # fmt: skip
+        offset = self.input * plane + self.row * rows.dilation * row + self.column * columns.dilation * LANES
+        segment = self.input // self._block * y.channels + self.output
+        return _Plan(x, y, tiles, segment, offset, -(-x.channels // self._block))
+
+    def _phase(self, row: int, column: int) -> tuple[_Plan, Ints]:
+        """The work of the gradient for inputs of one phase, and which of the weights it takes in which order."""
+        x, y, rows, columns = self.x, self.y, self.rows, self.columns
+        here = np.flatnonzero(rows.meets(row, self.row) & columns.meets(column, self.column))
+        down, right = rows.shift(row, self.row[here]), columns.shift(column, self.column[here])
+        size = (rows.positions(row), columns.positions(column))
+        block = self._block_size(y, x, np.unique(np.stack([down, right], 1), axis=0), size, (1, 1), here.size)
+        order = np.lexsort((right, down, self.output[here], self.input[here], self.output[here] // block))
+        chosen, stride = here[order], (rows.stride, columns.stride)
+        first = x.interior + row * x.pitch[0] + column * LANES
+        tiles = tile_tables(padded(x.examples) // LANES, *size, places(y, y.interior, (1, 1)), places(x, first, stride))
+        offset = self.output[chosen] * y.pitch[1] + down[order] * y.pitch[0] + right[order] * LANES
+        segment = self.output[chosen] // block * x.channels + self.input[chosen]
+        return _Plan(y, x, tiles, segment, offset, -(-y.channels // block)), chosen
+
+    def _block_size(
+        self, source: Activation, result: Activation, taps: Ints, size: Pair, stride: Pair, kept: int
+    ) -> int:
+        """How many channels of the source make a block, so that it stays in the first-level cache where that pays."""
+        if not (self.connected and kept):
+            return source.channels
+        lines = surroundings(padded(source.examples) // LANES, *size, stride, taps)
+        blocks = min(-(-source.channels * lines // _CACHE_LINES), int(kept / (_ENTRIES * result.channels)))
+        return -(-source.channels // max(1, min(blocks, source.channels)))
+
+    def _check(self) -> None:
+        """Raise InputError where the halos are too narrow, or an offset wouldn't fit in 32 bits."""
+        for images, least, what in zip((self.x, self.y), self.halos, ("input", "output"), strict=True):
+            if images.halo < least:
+                raise InputError(f"{self.name}: its {what} has a halo of {images.halo} pixels, but needs {least}")
+            if 4 * images.pitch[2] >= 1 << 31:
+                raise InputError(f"{self.name}: 16 images of its {what} take 2 GB or more: use smaller images")
+
+
+def places(images: Activation, first: int, stride: Pair) -> Places:
+    """Where every so many-th pixel lies, from one that is ``first`` floats from the start of a plane."""
+    row, _, group = images.pitch
+    return Places(4 * first, 4 * group, 4 * row * stride[0], 4 * LANES * stride[1])

@@ -1,0 +1,187 @@
+"""The sparse engine: a training in compiled code whose work is proportional to the kept weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tombola.engines.compaction import compact
+from tombola.engines.sparse.gather import Source
+from tombola.engines.sparse.loss import CrossEntropy
+from tombola.engines.sparse.parts import CORRECT, LOSS, TILE, padded
+from tombola.engines.sparse.program import Program, put, take
+from tombola.engines.sparse.run import Table, as_float
+from tombola.engines.sparse.translate import translate
+from tombola.engines.sparse.update import Optimizer
+from tombola.engines.tracing import UnsupportedError, trace
+from tombola.mask import Mask
+from tombola.recipe import Recipe
+from tombola.seeds import stream
+from tombola.tasks.memory import InMemory, in_memory
+from tombola.tasks.task import Examples, Task, accuracy, cross_entropy
+
+
+class SparseSession:
+    """One training on the kept weights alone; the same meaning, state and data order as on the masked engine.
+
+    Raises ``UnsupportedError``, saying what, where the net, the loss, the data or the device can't be expressed.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> None:
+        self.task, self.recipe, self.seed, self.train = task, recipe, seed, train
+        self._model = model
+        mask.apply_(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
+        data = _held(train)
+        self.program = plan_program(model, mask, task, train, recipe)
+        self.program.read(model.state_dict())
+        self.steps_per_epoch = recipe.steps_per_epoch(len(train))
+        self.step = recipe.start.steps(self.steps_per_epoch)
+        self._updates = 0
+        self._moments = {name: np.zeros_like(self.program.value) for name in Optimizer.state_names(recipe)}
+        optimizer = Optimizer(recipe, self.program.value, self.program.gradient, self._moments)
+        loss = CrossEntropy(self.program.output, data.y)
+        self._training = Table(
+            [
+                Source(data, self.program.input, self.program.columns).batch(),
+                *self.program.forward(training=True),
+                loss.training(),
+                *self.program.backward(),
+                optimizer.update(),
+            ]
+        )
+        self._judging: dict[int, tuple[Examples, Table]] = {}
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._current = True
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """By layer, its size after compaction, what is kept of it, and its kernels."""
+        return {s.where: s.layer.told for s in self.program.steps if hasattr(s.layer, "told")}
+
+    @property
+    def model(self) -> nn.Module:
+        """The net with its current weights; what is pruned is exactly 0."""
+        if not self._current:
+            with torch.no_grad():
+                self.program.write(dict(self._model.state_dict()))
+            self._current = True
+        return self._model
+
+    def stretch(self, steps: int) -> float:
+        """Train for ``steps`` steps, those of one epoch in one piece; the mean training loss over their examples."""
+        total, seen, left = 0.0, 0, steps
+        self._current = False
+        while left:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            count = min(left, self.steps_per_epoch - position)
+            loss, examples = self._train_on(self._indices(epoch), position, count)
+            total, seen, left = total + loss, seen + examples, left - count
+        return total / max(seen, 1)
+
+    def _train_on(self, order: NDArray[np.int64], position: int, steps: int) -> tuple[float, int]:
+        batch = self.recipe.batch
+        part = order[position * batch : (position + steps) * batch]
+        counts = np.full(steps, batch, dtype=np.int64)
+        counts[-1] = len(part) - batch * (steps - 1)
+        rates = np.array(self.recipe.rates(self.step, steps, self.steps_per_epoch))
+        updates = np.arange(self._updates + 1, self._updates + steps + 1, dtype=np.float64)
+        beta_1, beta_2 = self.recipe.betas
+        corrections = np.stack([1 - beta_1**updates, np.sqrt(1 - beta_2**updates)], axis=1)
+        frame = self._training.run(part, counts, rates, corrections, threads=self.recipe.threads)
+        self.step += steps
+        self._updates += steps
+        return as_float(frame[LOSS // 8]), len(part)
+
+    def _indices(self, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch: the permutation that the masked engine draws, cut to whole steps."""
+        if self._order[0] != epoch:
+            order = torch.randperm(len(self.train), generator=stream(self.seed, "order", epoch)).numpy()
+            self._order = (epoch, order[: self.steps_per_epoch * self.recipe.batch])
+        return self._order[1]
+
+    def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """Loss and metrics over all examples in evaluation mode, of the current weights or of another state."""
+        if state is not None:
+            now = self.program.value.copy(), {n: a.copy() for n, a in self.program.buffers.items()}
+            self.program.read(state)
+            values = self.evaluate(data)
+            self.program.value[:] = now[0]
+            for name, array in self.program.buffers.items():
+                array[...] = now[1][name]
+            return values
+        if id(data) not in self._judging:
+            self._judging[id(data)] = (data, self._judge(data))
+        order = np.arange(len(data), dtype=np.int64)
+        capacity = self.program.input.examples
+        counts = np.full(-(-len(data) // capacity), capacity, dtype=np.int64)
+        counts[-1] = len(data) - capacity * (len(counts) - 1)
+        frame = self._judging[id(data)][1].run(order, counts, threads=self.recipe.threads)
+        return {"loss": as_float(frame[LOSS // 8]) / len(data), "accuracy": int(frame[CORRECT // 8]) / len(data)}
+
+    def _judge(self, data: Examples) -> Table:
+        held = _held(data)
+        source = Source(held, self.program.input, self.program.columns)
+        loss = CrossEntropy(self.program.output, held.y)
+        return Table([source.batch(), *self.program.forward(training=False), loss.evaluation()])
+
+    def state(self) -> dict[str, Tensor]:
+        """The common state: the model's state_dict, the optimiser's tensors in the model's shapes, and the step."""
+        model = self.model.state_dict()
+        state = {f"model.{name}": value.detach().clone() for name, value in model.items()}
+        for parameter, place in zip(self.program.parameters, self.program.places, strict=True):
+            for key, numbers in self._moments.items():
+                name = f"optimizer.{parameter.name}.{key}"
+                # What compaction dropped of a parameter is held apart: both parts go into one tensor.
+                put(numbers[place], parameter, state.setdefault(name, torch.zeros_like(model[parameter.name])))
+        state["step"], state["updates"] = torch.tensor(self.step), torch.tensor(self._updates)
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state()``."""
+        self.program.read({name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")})
+        for parameter, place in zip(self.program.parameters, self.program.places, strict=True):
+            for key, numbers in self._moments.items():
+                take(state[f"optimizer.{parameter.name}.{key}"], parameter, numbers[place])
+        self.step, self._updates, self._current = int(state["step"]), int(state["updates"]), False
+
+
+def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe) -> Program:
+    """The program of the compacted net, whose parameters know their places in the whole net.
+
+    With weight decay it also holds what compaction dropped: its gradients stay 0, but it decays.
+
+    Raises ``UnsupportedError``, saying what, where net, loss, data or device can't be expressed.
+    """
+    if task.loss is not cross_entropy:
+        raise UnsupportedError("the loss isn't tombola.tasks.cross_entropy")
+    if task.metrics is not accuracy:
+        raise UnsupportedError("the metrics aren't tombola.tasks.accuracy")
+    if torch.device(recipe.device).type != "cpu":
+        raise UnsupportedError(f"the device is {recipe.device!r}, and sparse kernels run on the CPU")
+    _held(train)
+    example = train.take(torch.zeros(2, dtype=torch.int64))[0]
+    capacity = max(TILE, padded(min(recipe.batch, len(train))))
+    try:
+        compaction = compact(model, mask, example)
+        program = translate(trace(compaction.model, compaction.mask, example), compaction.mask, capacity)
+    except UnsupportedError:  # a cut that no layer can read around: the whole net, then, if that can be expressed
+        return translate(trace(model, mask, example), mask, capacity)
+    state = model.state_dict()
+    places = {name: torch.arange(value.numel()).reshape(value.shape) for name, value in state.items()}
+    program.place({name: value.flatten().numpy() for name, value in compaction.shrink(places).items()})
+    if recipe.weight_decay:
+        program.add_idle({name: value.numpy() for name, value in compaction.dropped(places).items()})
+    return program
+
+
+def _held(data: Examples) -> InMemory:
+    held = in_memory(data)
+    if held is None:
+        raise UnsupportedError("the data aren't held in memory as labelled tensors (x uint8 or float32, y int64)")
+    return held
