@@ -20,7 +20,7 @@ FLOORS = [
     {"seeds", "durations", "sealed"},
     {"mask", "coding"},
     {"pruning", "schedules", "guarding", "recipe"},
-    {"criteria", "cost"},
+    {"criteria", "costs"},
     {"ticket", "tasks", "store"},
     {"engines"},
     {"training"},

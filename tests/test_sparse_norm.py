@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_sparse_elementwise import COUNTS, JUNK, allocated, assert_untouched_around, collect, run, shapes, spread
+from sparse_tools import COUNTS, JUNK, allocated, assert_untouched_around, collect, run, shapes, spread
 from torch import nn
 
 from tombola.engines.sparse.norm import BatchNorm
@@ -210,3 +210,17 @@ def test_calls_only_for_what_is_wanted() -> None:
 def test_layouts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="same layout and size"):
         BatchNorm("b", Activation(4, 3, 2, 2, images=True), Activation(4, 3))
+
+
+def test_nan_spoils_its_channel_only() -> None:
+    batch = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
+    batch[18, 1, 0, 1] = np.nan
+    x, y = allocated(20, (2, 2, 2)), allocated(20, (2, 2, 2))
+    spread(x, x.value, batch, JUNK)
+    layer = BatchNorm("b", x, y, relu=True)
+    run(layer.forward(True), 20)
+    found = collect(y, y.value, 20)[:20]
+    assert np.isfinite(found[:, 0]).all()
+    assert np.isnan(found[:, 1]).all()
+    for name in ("b.running_mean", "b.running_var"):
+        assert np.array_equal(np.isnan(layer.buffers[name]), [False, True])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_sparse_elementwise import COUNTS, JUNK, allocated, assert_untouched_around, collect, drawn, run, spread
+from sparse_tools import COUNTS, JUNK, allocated, assert_untouched_around, collect, drawn, run, spread
 
 from tombola.engines.sparse.parts import Activation
 from tombola.engines.sparse.pooling import AveragePool, MaxPool, pooled

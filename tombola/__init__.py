@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tombola.version import __version__
 
 if TYPE_CHECKING:
+    from tombola.costs import Cost, cost
     from tombola.criteria import Weights, register, score
     from tombola.draws import draw
     from tombola.durations import Duration
+    from tombola.engines.sparse.modules import compile
     from tombola.errors import DataError, InputError, StoreError, TicketError, TombolaError
     from tombola.guarding import Guard, guard
     from tombola.lab import Lab, Run
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Arrays": "tombola.tasks.data.arrays",
+    "Cost": "tombola.costs",
     "DataError": "tombola.errors",
     "DrawRecipe": "tombola.recipe",
     "Duration": "tombola.durations",
@@ -45,6 +48,8 @@ _HOME = {
     "TicketError": "tombola.errors",
     "TombolaError": "tombola.errors",
     "Weights": "tombola.criteria",
+    "compile": "tombola.engines.sparse.modules",
+    "cost": "tombola.costs",
     "draw": "tombola.draws",
     "get_task": "tombola.tasks",
     "guard": "tombola.guarding",
@@ -58,6 +63,7 @@ _HOME = {
 __all__ = [
     "TASKS",
     "Arrays",
+    "Cost",
     "DataError",
     "DrawRecipe",
     "Duration",
@@ -77,6 +83,8 @@ __all__ = [
     "TombolaError",
     "Weights",
     "__version__",
+    "compile",
+    "cost",
     "draw",
     "get_task",
     "guard",

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tombola.durations import Duration
-from tombola.engines import Plan
+from tombola.engines import Plan, compiles_first
 from tombola.errors import InputError, StoreError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
@@ -39,9 +39,10 @@ POLL_SECONDS = 0.5
 class Event:
     """Something a watcher of a lab may want to show."""
 
-    kind: Literal["start", "step", "done", "found", "waiting", "download"]
+    kind: Literal["start", "step", "done", "found", "waiting", "download", "compile"]
     """A training begins, has come to an evaluation, is over; was in the store; is under way in another process;
-    a file of data is on its way, ``arm`` its name, ``done`` and ``total`` its bytes."""
+    a file of data is on its way, ``arm`` its name, ``done`` and ``total`` its bytes; kernels are compiled first, which
+    happens once on a machine."""
     arm: str
     seed: int
     density: float
@@ -255,6 +256,8 @@ class Lab:
         event: Event,
         plan: Plan | None = None,
     ) -> Outcome:
+        if compiles_first(recipe):
+            self._tell(event, kind="compile")
         model = self.task.build(seed)
         model.load_state_dict(start)
         return train(
@@ -292,6 +295,7 @@ class Lab:
 def versions() -> dict[str, str]:
     """The versions that a result was computed with."""
     import platform
+    from importlib.metadata import version
 
     import numpy
     import torch
@@ -302,6 +306,7 @@ def versions() -> dict[str, str]:
         "tombola": __version__,
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "numba": version("numba"),
         "python": platform.python_version(),
     }
 

@@ -57,6 +57,7 @@ class Show:
         self._bars: dict[str, TaskID] = {}
         self._waiting: set[str] = set()
         self._found = 0
+        self._compiling = False
         self._spoke = self.clock()
 
     def __enter__(self) -> Show:
@@ -78,6 +79,10 @@ class Show:
         name = f"seed {event.seed} · {event.arm} · {event.density:.2%} kept"
         if event.kind == "download":
             self._download(event)
+        elif event.kind == "compile":
+            if not self._compiling:
+                self._say("compiling the sparse engine's kernels: once on this machine, some seconds")
+            self._compiling = True
         elif event.kind == "start":
             self._bar(key, name)
         elif event.kind == "step":

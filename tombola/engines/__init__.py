@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tombola.engines.base import ENGINES, Plan, Session, check_device, open_session
-from tombola.engines.choice import begin
+from tombola.engines.choice import begin, compiles_first
 from tombola.engines.evaluation import evaluate
 
-__all__ = ["ENGINES", "Plan", "Session", "begin", "check_device", "evaluate", "open_session"]
+__all__ = ["ENGINES", "Plan", "Session", "begin", "check_device", "compiles_first", "evaluate", "open_session"]

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from tombola.atomic import TEMPORARY
-from tombola.cost import Cost, LayerCost, cost
+from tombola.costs import Cost, LayerCost, cost
 from tombola.engines.base import Plan, Session, check_device, open_session
 from tombola.engines.compact import supports
 from tombola.engines.compaction import compact
@@ -59,6 +59,15 @@ def begin(
         )
     session = open_session(plan, model, mask, task, train, recipe, seed)
     return Plan(plan.engine, plan.reason, dict(session.layers)), session
+
+
+def compiles_first(recipe: Recipe) -> bool:
+    """Whether a training may begin with the compiling of kernels, which this machine has none of yet."""
+    if recipe.engine not in ("auto", "sparse") or torch.device(recipe.device).type != "cpu":
+        return False
+    from tombola.engines.sparse.kernel import cache_folder
+
+    return next(cache_folder().rglob("*.nbi"), None) is None
 
 
 def _choose(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe) -> Plan:

@@ -79,30 +79,19 @@ def tile_of(item: int, whole: int, full: int, left: int, sets: int, tiles: int, 
 
 
 @helper
-def ask_for(x: int, plane: int, sources: int, channels: int, channel: int, places: Any, step: int) -> None:
-    """Ask for the pixels of a tile in a channel's share of all source channels."""
-    for source in range(sources * channel // channels, sources * (channel + 1) // channels):
-        prefetch_at(places, x + source * plane, 0)
-        prefetch_at(places, x + source * plane + step, 0)
-
-
-@helper
-def finish(places: Any, offset: int, sums: Any, relu: int, gate: int, add: int, stream: int) -> None:
-    """Write sums to their pixels, after what comes on top of them."""
+def completed(places: Any, offset: int, sums: Any, relu: int, gate: int, add: int) -> Any:
+    """The sums of pixels with what comes on top of them."""
     if relu != 0:
         sums = gate_each(sums, sums)
     if gate != 0:
         sums = gate_each(load_at(places, offset + gate), sums)
     if add != 0:
         sums = add_each(load_at(places, offset), sums)
-    if stream != 0:
-        stream_at(places, offset, sums)
-    else:
-        store_at(places, offset, sums)
+    return sums
 
 
 @kernel
-def gather(args, frame, thread, threads):  # type: ignore[no-untyped-def]
+def convolve(args, frame, thread, threads):  # type: ignore[no-untyped-def]
     """Sums over kept weights times pixels: a convolution, or the gradient of one for its input."""
     x, y, tiles, starts, sets, x_pitch, y_pitch, x_plane, y_plane, sources, channels = fields(args, 11)
     blocks, pointer, index, far, value, bias, relu, gate, add, stream, scratch, places = fields(args + 88, 12)
@@ -119,13 +108,19 @@ def gather(args, frame, thread, threads):  # type: ignore[no-untyped-def]
         next_xs, next_ys = fields(next_tile, PAIRS), fields(next_tile + 8 * PAIRS, PAIRS)
         source, into = x + group * x_pitch, y + group * y_pitch
         x_ahead, y_ahead = x + next_group * x_pitch + far, y + next_group * y_pitch
+        asked = (
+            0  # channels of the source that were asked for, ahead of the next tile: evenly, while the first block runs
+        )
         for b in range(blocks):
             k = load_i32(pointer + 4 * b * channels)
             for c in range(channels):
                 end = load_i32(pointer + 4 * (b * channels + c + 1))
                 aside = scratch + c * SUMS_BYTES
                 if b == 0:
-                    ask_for(x_ahead, x_plane, sources, channels, c, next_xs, x_step)
+                    while asked * channels < sources * (c + 1):
+                        prefetch_at(next_xs, x_ahead + asked * x_plane, 0)
+                        prefetch_at(next_xs, x_ahead + asked * x_plane + x_step, 0)
+                        asked += 1
                     a0 = each(load_f32(bias + 4 * c), PAIRS)
                     a1 = a0
                 elif k == end and b < blocks - 1:
@@ -147,8 +142,16 @@ def gather(args, frame, thread, threads):  # type: ignore[no-untyped-def]
                     if stream == 0:
                         prefetch_at(next_ys, y_ahead + c * y_plane, 1)
                         prefetch_at(next_ys, y_ahead + c * y_plane + y_step, 1)
-                    finish(ys, into + c * y_plane, a0, relu, gate, add, stream)
-                    finish(ys, into + c * y_plane + y_step, a1, relu, gate, add, stream)
+                    # A place that stands twice in a tile is read twice before it is written twice.
+                    here = into + c * y_plane
+                    a0 = completed(ys, here, a0, relu, gate, add)
+                    a1 = completed(ys, here + y_step, a1, relu, gate, add)
+                    if stream != 0:
+                        stream_at(ys, here, a0)
+                        stream_at(ys, here + y_step, a1)
+                    else:
+                        store_at(ys, here, a0)
+                        store_at(ys, here + y_step, a1)
     if stream != 0:
         fence()
 
@@ -189,13 +192,17 @@ def weight_gradient(args, frame, thread, threads):  # type: ignore[no-untyped-de
         next_group, next_tile = tile_of(min(item + 1, count - 1), whole, full, left, sets, tiles, starts)
         next_xs, next_ys = fields(next_tile, PAIRS), fields(next_tile + 8 * PAIRS, PAIRS)
         source, x_ahead = x + group * x_pitch, x + next_group * x_pitch + far
+        asked = sources * first // channels
         for b in range(blocks):
             k = load_i32(pointer + 4 * (b * channels + first))
             for c in range(first, last):
                 end = load_i32(pointer + 4 * (b * channels + c + 1))
                 into, ahead = y + group * y_pitch + c * y_plane, y + next_group * y_pitch + c * y_plane
                 if b == 0:
-                    ask_for(x_ahead, x_plane, sources, channels, c, next_xs, x_step)
+                    while asked * channels < sources * (c + 1):
+                        prefetch_at(next_xs, x_ahead + asked * x_plane, 0)
+                        prefetch_at(next_xs, x_ahead + asked * x_plane + x_step, 0)
+                        asked += 1
                     prefetch_at(next_ys, ahead, 0)
                     prefetch_at(next_ys, ahead + y_step, 0)
                 if k == end:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tombola.engines.sparse.conv_kernels import SUMS_BYTES, bias_gradient, gather, permute, weight_gradient
+from tombola.engines.sparse.conv_kernels import SUMS_BYTES, bias_gradient, convolve, permute, weight_gradient
 from tombola.engines.sparse.conv_tiles import Ints, Places, Tiles, surroundings, tile_tables
 from tombola.engines.sparse.parts import LANES, Activation, Call, Floats, Parameter, aligned, call, padded, segments
 from tombola.errors import InputError
@@ -97,7 +97,7 @@ class _Plan:
             *(self.source.channels, channels, self.blocks, pointer, (4 * self.offset).astype(np.int32), far),
         ]
 
-    def gather(
+    def writes(
         self, x: Floats, y: Floats, value: Floats, bias: Floats | None, relu: bool, gate: int, add: bool
     ) -> Call:
         """The call that writes the result."""
@@ -105,7 +105,7 @@ class _Plan:
         aside = aligned(threads * self.result.channels * SUMS_BYTES // 4 if self.blocks > 1 else 0)
         stream = y.nbytes > _STREAMED and y.ctypes.data % 64 == 0 and not add
         begin = aligned(self.result.channels) if bias is None else bias
-        return call(gather, *self.args(x, y), value, begin, int(relu), gate, int(add), int(stream), aside, threads)
+        return call(convolve, *self.args(x, y), value, begin, int(relu), gate, int(add), int(stream), aside, threads)
 
 
 class Convolution:
@@ -159,10 +159,10 @@ class Convolution:
     def forward(self, training: bool) -> list[Call]:
         """The output from the input; ``training`` makes no difference."""
         bias = self.bias.value if self.bias else None
-        return [self._plan().gather(self.x.value, self.y.value, self.weight.value, bias, self.relu, 0, False)]
+        return [self._plan().writes(self.x.value, self.y.value, self.weight.value, bias, self.relu, 0, False)]
 
     def backward(self, input_gradient: bool, accumulate: bool) -> list[Call]:
-        """Gradients of the weights, of the biases, and of the input where asked for; ``accumulate`` adds to the last."""
+        """Gradients of weights, biases and, where asked for, the input; ``accumulate`` adds to the last."""
         x, y = self.x, self.y
         args = self._plan().args(x.value, y.gradient)
         calls = [call(weight_gradient, *args, self.weight.gradient, segments(self.output, y.channels))]
@@ -173,7 +173,7 @@ class Convolution:
         return calls + (self._input_gradient(accumulate) if input_gradient else [])
 
     def _input_gradient(self, accumulate: bool) -> list[Call]:
-        """One call for each phase of the input's rows and columns, after one that brings the weights into their order."""
+        """One call for each phase of rows and columns, after one that brings the weights into their order."""
         gate = self.x.value.ctypes.data - self.x.gradient.ctypes.data if self.x.rectified else 0
         plans = [self._phase(row, column) for row in self.rows.phases for column in self.columns.phases]
         orders = np.concatenate([order for _, order in plans]).astype(np.int32)
@@ -182,7 +182,7 @@ class Convolution:
         for plan, order in plans:
             value, values = values[: order.size], values[order.size :]
             if order.size or not accumulate:
-                calls.append(plan.gather(self.y.gradient, self.x.gradient, value, None, False, gate, accumulate))
+                calls.append(plan.writes(self.y.gradient, self.x.gradient, value, None, False, gate, accumulate))
         return calls
 
     def _plan(self) -> _Plan:

@@ -86,6 +86,36 @@ def normalise(x, x_row, y, y_row, rows, length, wide, lanes, step, mean, scale, 
             store(to + 64 * i, first_lanes(value, lanes - i * step))
 
 
+@helper
+def statistics(count, blocks, rows, length, x, x_block, x_channel, x_row, c):
+    """Mean and biased variance of a channel.
+
+    Squares are summed about the mean of the first block. However outlying that block, its mean is off by no more than
+    the square root of the number of blocks, in standard deviations: little cancels.
+    """
+    shift, sums, squares = np.float32(0), 0.0, 0.0
+    for pilot in range(2):
+        sums, squares = 0.0, 0.0
+        for b in range(1 if pilot == 0 else blocks):
+            lanes, holds, vectors, step = extent(count, b, length)
+            at = x + b * x_block + c * (4 * holds if length == 0 else x_channel)
+            wide = vectors - vectors % 4 if lanes == holds else 0
+            one, two = moments(at, rows, x_row, vectors, wide, lanes, step, shift)
+            sums, squares = sums + one, squares + two
+        if pilot == 0:
+            shift = convert_f32(sums / (min(count, 64 if length == 0 else 16) * rows * max(1, length)))
+    number = np.float64(count * rows * max(1, length))
+    off = sums / number
+    variance = squares / number - off * off
+    return np.float64(shift) + off, 0.0 if variance < 0 else variance
+
+
+@helper
+def take_in(running, part, new):
+    """Move a running statistic towards that of a batch."""
+    store_f32(running, convert_f32((1 - part) * np.float64(load_f32(running)) + part * new))
+
+
 @kernel
 def batchnorm_forward(args, frame, thread, threads):
     """The output, by the statistics of the batch (which the running ones take in) or by the running ones."""
@@ -95,32 +125,16 @@ def batchnorm_forward(args, frame, thread, threads):
     ) = fields(args, 20)  # fmt: skip
     count = load_i64(frame + COUNT)
     blocks = (count + 63) // 64 if length == 0 else (count + 15) // 16
-    number = np.float64(count * rows * max(1, length))
     for c in range(channels * thread // threads, channels * (thread + 1) // threads):
         if of_batch:
-            # Squares are summed about the mean of the first block. However outlying that block, its mean is off by no
-            # more than the square root of the number of blocks, in standard deviations: little cancels below.
-            shift, sums, squares = np.float32(0), 0.0, 0.0
-            for pilot in range(2):
-                sums, squares = 0.0, 0.0
-                for b in range(1 if pilot == 0 else blocks):
-                    lanes, holds, vectors, step = extent(count, b, length)
-                    at = x + b * x_block + c * (4 * holds if length == 0 else x_channel)
-                    wide = vectors - vectors % 4 if lanes == holds else 0
-                    one, two = moments(at, rows, x_row, vectors, wide, lanes, step, shift)
-                    sums, squares = sums + one, squares + two
-                if pilot == 0:
-                    shift = convert_f32(sums / (min(count, 64 if length == 0 else 16) * rows * max(1, length)))
-            off = sums / number
-            mean, variance = np.float64(shift) + off, max(0.0, squares / number - off * off)
+            mean, variance = statistics(count, blocks, rows, length, x, x_block, x_channel, x_row, c)
             if running_mean != 0:
                 part = load_f64(constants + 8)
                 if part < 0:
                     part = 1.0 / load_i64(batches)
-                unbiased = variance * number / (number - 1)
-                for address, new in ((running_mean, mean), (running_variance, unbiased)):
-                    old = np.float64(load_f32(address + 4 * c))
-                    store_f32(address + 4 * c, convert_f32((1 - part) * old + part * new))
+                number = count * rows * max(1, length)
+                take_in(running_mean + 4 * c, part, mean)
+                take_in(running_variance + 4 * c, part, variance * number / (number - 1))
         else:
             mean = np.float64(load_f32(running_mean + 4 * c))
             variance = np.float64(load_f32(running_variance + 4 * c))
@@ -131,7 +145,7 @@ def batchnorm_forward(args, frame, thread, threads):
         offset = np.float64(load_f32(bias + 4 * c)) if bias != 0 else 0.0
         centre = convert_f32(mean)
         offset -= (mean - np.float64(centre)) * scale
-        for b in range(blocks - 1, -1, -1):
+        for b in range(blocks):
             lanes, holds, vectors, step = extent(count, b, length)
             tile = 4 * holds * c
             source = x + b * x_block + (tile if length == 0 else c * x_channel)
@@ -222,7 +236,7 @@ def batchnorm_backward(args, frame, thread, threads):
         by_dy = deviation * np.float64(load_f32(weight + 4 * c)) if weight != 0 else deviation
         by_x = -by_dy * deviation * deviation * dots / number if of_batch else 0.0
         constant = -by_dy * sums / number - by_x * off if of_batch else 0.0
-        for b in range(blocks - 1, -1, -1):
+        for b in range(blocks):
             lanes, holds, vectors, step = extent(count, b, length)
             tile = 4 * holds * c
             source = b * x_block + (tile if length == 0 else c * x_channel)

@@ -29,7 +29,7 @@ class Stretch:
     """These operations alone, on modules under the names they have in the net."""
 
 
-def find_stretches(traced: Traced, mask: Mask) -> tuple[list[Stretch], dict[fx.Node, str]]:
+def find_stretches(traced: Traced) -> tuple[list[Stretch], dict[fx.Node, str]]:
     """The largest stretches with weights that the sparse engine can run, in order; and why not, for the other nodes."""
     nodes = [node for node in traced.module.graph.nodes if node.op not in ("placeholder", "output")]
     reasons = obstacles(traced)

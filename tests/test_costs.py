@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tombola.cost import Cost, cost
+from tombola.costs import Cost, cost
 from tombola.errors import InputError
 from tombola.mask import Mask
 from tombola.tasks.models.lenet import conv_net, lenet5, lenet300

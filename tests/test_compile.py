@@ -1,0 +1,522 @@
+"""A compiled net computes, learns and is stored as the masked model is, whatever part of it is sparse."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tombola as tb
+from tombola.engines.sparse.modules import SparseModule, compile
+from tombola.engines.tracing import UnsupportedError
+from tombola.errors import InputError, TombolaError
+
+CLASSES = 3
+
+
+class Residual(nn.Module):
+    """Two branches, batch normalisation, strides, and a mean over pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv1, self.norm1 = nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.short = nn.Conv2d(6, 8, 1, stride=2)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        out: Tensor = self.fc(F.relu(y + self.short(x)).mean((2, 3)))
+        return out
+
+
+class Attention(nn.Module):
+    """Tokens: all but the last layer are torch's, one of them under the mask, and one parameter is read directly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.scale = nn.Linear(4, 8), nn.Parameter(torch.full((8,), 0.7))
+        self.attention, self.unused = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(2, 2)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) * self.scale
+        out: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].sum(1))
+        return out
+
+
+class Twice(nn.Module):
+    """One module at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.last = nn.Linear(12, 12), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.shared(F.relu(self.shared(x))))
+        return out
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 21), nn.ReLU(), nn.Linear(21, CLASSES))
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, CLASSES))
+
+
+def mixed() -> nn.Module:
+    """Three stretches with operations between them that the sparse engine lacks."""
+    first = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 16))
+    second = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+    return nn.Sequential(first, nn.GELU(), second, nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def convolutional() -> nn.Module:
+    layers = (nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 3))
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(28, CLASSES))
+
+
+def ends_in_images() -> nn.Module:
+    """A stretch that gives images to an operation of torch."""
+    return nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Softplus(), nn.Flatten(), nn.Linear(5 * 36, CLASSES))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "mlp": (mlp, (12,), 1),
+    "normed": (normed, (12,), 1),
+    "mixed": (mixed, (12,), 3),
+    "convolutional": (convolutional, (2, 8, 8), 1),
+    "residual": (Residual, (2, 8, 8), 1),
+    "ends in images": (ends_in_images, (2, 8, 8), 2),
+    "attention": (Attention, (5, 4), 1),
+}
+"""Each with the shape of an example, and how many sparse segments it must become."""
+
+
+def mask_of(model: nn.Module, density: float = 0.4) -> tb.Mask:
+    g = torch.Generator().manual_seed(1)
+    return tb.Mask({n: torch.rand(p.shape, generator=g) < density for n, p in tb.prunable(model).items()})
+
+
+def pair(name: str, density: float = 0.4) -> tuple[SparseModule, nn.Module, tb.Mask]:
+    """A compiled net, and the model that it stands for, its pruned weights at 0."""
+    make, shape, _ = NETS[name]
+    torch.manual_seed(0)
+    model = make()
+    mask = mask_of(model, density)
+    fast = compile(model, mask, torch.zeros(2, *shape))
+    mask.apply_(model)
+    return fast, model, mask
+
+
+def batch(name: str, examples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(examples, *NETS[name][1], generator=g), torch.randint(CLASSES, (examples,), generator=g)
+
+
+def gradients(model: nn.Module, mask: tb.Mask) -> dict[str, Tensor]:
+    """Gradients by name, in the model's shapes and under the mask."""
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if isinstance(model, SparseModule):
+        return {n: model._packed[n].expand(g) if n in model._packed else g for n, g in found.items()}
+    return {n: g * mask[n] if n in mask else g for n, g in found.items()}
+
+
+def close(a: Any, b: Any, tolerance: float = 2e-5) -> None:
+    """Two tensors, or dicts of them, alike but for the order of sums."""
+    if isinstance(a, Tensor):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+        return
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(
+            a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def step(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_and_gradients_are_the_masked_models(name: str) -> None:
+    fast, model, mask = pair(name)
+    assert fast.note.count("sparse segment") == NETS[name][2]
+    for examples in (7, 64, 65, 130):
+        x, y = batch(name, examples)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        for net, inputs in ((fast, ours), (model, theirs)):
+            net.zero_grad()
+            step(net, inputs, y)
+        close(fast(x), model(x))
+        close(gradients(fast, mask), gradients(model, mask))
+        close(ours.grad, theirs.grad)
+    close(dict(fast.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_evaluation_is_the_masked_models(name: str) -> None:
+    fast, model, mask = pair(name)
+    x, y = batch(name, 64)
+    for net in (fast, model):
+        step(net.train(), x, y)
+        net.eval()
+        net.zero_grad()
+    for examples in (1, 7, 300):
+        x, y = batch(name, examples)
+        with torch.no_grad():
+            close(fast(x), model(x))
+    for net in (fast, model):  # gradients in evaluation mode go through the running statistics
+        step(net, x, y)
+    close(gradients(fast, mask), gradients(model, mask))
+    close(dict(fast.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", NETS)
+def test_training_is_the_masked_models(name: str, optimizer: str) -> None:
+    fast, model, mask = pair(name)
+    made = [
+        torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        if optimizer == "sgd"
+        else torch.optim.AdamW(net.parameters(), lr=1e-3, eps=1e-3)
+        for net in (fast, model)
+    ]
+    for number, examples in enumerate((60, 60, 17)):
+        x, y = batch(name, examples, seed=number)
+        losses = []
+        for net, opt in zip((fast, model), made, strict=True):
+            opt.zero_grad()
+            losses.append(step(net, x, y))
+            for n, p in net.named_parameters():
+                if net is model and n in mask and p.grad is not None:
+                    p.grad *= mask[n]
+            opt.step()
+        close(losses[0], losses[1])
+    close(dict(fast.state_dict()), dict(model.state_dict()), 1e-4)
+    for n, kept in mask.items():
+        assert not fast.state_dict()[n][~kept].any()
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(1, 200))
+@settings(max_examples=25, deadline=None)
+def test_any_mask_of_any_mlp(seed: int, density: float, examples: int) -> None:
+    torch.manual_seed(seed)
+    widths = torch.randint(1, 30, (4,)).tolist()
+    model = nn.Sequential(*(m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())))
+    mask = tb.Mask({n: torch.rand(p.shape) < density for n, p in tb.prunable(model).items()})
+    fast, run = (compile(model, mask, torch.zeros(1, widths[0]), inference=i) for i in (False, True))
+    mask.apply_(model)
+    x = torch.randn(examples, widths[0])
+    for net in (fast, model):
+        net(x).square().mean().backward()
+    close(gradients(fast, mask), gradients(model, mask))
+    close(fast(x).detach(), model(x).detach())
+    close(run(x), model(x).detach())
+
+
+def test_names_are_the_models_and_a_sparse_weight_holds_what_is_kept() -> None:
+    fast, model, mask = pair("attention")
+    assert [n for n, _ in fast.named_parameters()] == [n for n, _ in model.named_parameters()]
+    for name, parameter in fast.named_parameters():
+        if name in mask:
+            assert parameter.shape == (int(mask[name].sum()),)
+        else:
+            assert parameter.shape == model.get_parameter(name).shape
+    optimizer = torch.optim.AdamW(fast.parameters())
+    step(fast, *batch("attention", 8))
+    optimizer.step()
+    assert optimizer.state[fast.get_parameter("head.weight")]["exp_avg"].shape == (int(mask["head.weight"].sum()),)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_states_go_both_ways(name: str) -> None:
+    fast, model, mask = pair(name)
+    before = copy.deepcopy(model.state_dict())
+    step(fast, *batch(name, 9))
+    torch.optim.SGD(fast.parameters(), lr=1.0).step()
+    model.load_state_dict(fast.state_dict())
+    close(fast.eval()(batch(name, 9)[0]), model.eval()(batch(name, 9)[0]))
+    dense = {n: v + 1 if n in mask else v for n, v in before.items()}
+    for assign in (False, True):
+        fast.load_state_dict(dense, assign=assign)  # what is pruned is left out
+        assert all(torch.equal(v, dense[n] * mask[n] if n in mask else v) for n, v in fast.state_dict().items())
+        model.load_state_dict(fast.state_dict())
+        close(fast(batch(name, 9)[0]), model(batch(name, 9)[0]))
+    outer = nn.ModuleDict({"net": fast})
+    outer.load_state_dict(copy.deepcopy(outer.state_dict()))
+    assert outer.state_dict()["net." + next(iter(mask))].shape == next(iter(mask.values())).shape
+
+
+def test_the_model_is_not_changed() -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    fast = compile(model, mask_of(model), torch.zeros(1, 12))
+    step(fast, *batch("mlp", 8))
+    torch.optim.SGD(fast.parameters(), lr=1.0).step()
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mlp", "mixed", "residual"])
+def test_passes_may_overlap(name: str) -> None:
+    fast, model, mask = pair(name)
+    (x1, y1), (x2, y2) = batch(name, 20, 1), batch(name, 30, 2)
+    for net in (fast, model):
+        first = F.cross_entropy(net(x1), y1)
+        second = F.cross_entropy(net(x2), y2)
+        with torch.no_grad():
+            net(x2 * 3)
+        (first * 2 + second).backward()
+        step(net, x2, y2)  # added to what is there
+    close(gradients(fast, mask), gradients(model, mask))
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_an_evaluation_between_forward_and_backward_disturbs_nothing(name: str) -> None:
+    fast, _, mask = pair(name)
+    x, y = batch(name, 20)
+    step(copy.deepcopy(fast), x, y)
+    wanted = copy.deepcopy(fast)
+    step(wanted, x, y)
+    loss = F.cross_entropy(fast(x), y)
+    with torch.no_grad():
+        fast.eval()(x * 2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for n, g in gradients(wanted, mask).items():
+        assert torch.equal(g, gradients(fast, mask)[n])
+
+
+def test_repeats_have_the_same_bits_whatever_ran_before() -> None:
+    fast, _, _ = pair("residual")
+    x, y = batch("residual", 20)
+    results = []
+    for between in (1, 70, 300):
+        fast.zero_grad()
+        step(fast, x, y)
+        results.append([p.grad.clone() for p in fast.parameters() if p.grad is not None])
+        step(fast, *batch("residual", between + 1))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_second_backward_pass_is_right_or_refused() -> None:
+    fast, model, mask = pair("mlp")
+    x, y = batch("mlp", 20)
+    for net in (fast, model):
+        loss = F.cross_entropy(net(x), y)
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    close(gradients(fast, mask), gradients(model, mask))
+    loss = F.cross_entropy(fast(x), y)
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    fast(x)
+    with pytest.raises(TombolaError, match="second backward pass"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    loss = F.cross_entropy(fast(x), y)
+    torch.optim.SGD(fast.parameters(), lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_memory_is_used_again() -> None:
+    fast, _, _ = pair("mlp")
+    (segment,) = [m for m in fast._run[0].modules() if type(m).__name__ == "Segment"]
+    for examples in (60, 60, 33, 60):
+        step(fast, *batch("mlp", examples))
+        given_up = fast(batch("mlp", examples)[0])
+        del given_up
+        gc.collect()
+    assert {capacity: len(rooms) for capacity, rooms in segment._free.items()} == {64: 1}
+
+
+def test_replaced_data_are_taken_up() -> None:
+    fast, model, _ = pair("mlp")
+    x, _ = batch("mlp", 5)
+    weight = fast.get_parameter("0.weight")
+    ours = weight.data
+    weight.data = ours * 2
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(2)
+        close(fast(x), model(x))
+        weight.data = ours
+        model.get_parameter("0.weight").mul_(0.5)
+        close(fast(x), model(x))
+    weight.data = ours.double()
+    with pytest.raises(InputError, match=r"'0\.weight' of a compiled net must stay contiguous float32"):
+        fast(x)
+    weight.data = ours
+    y = fast(x).sum()
+    weight.data = ours.clone()
+    with pytest.raises(TombolaError, match="replaced between a forward pass and its backward pass"):
+        y.backward()
+
+
+def test_part_of_a_net_may_be_frozen_or_in_evaluation() -> None:
+    fast, model, mask = pair("residual")
+    x, y = batch("residual", 20)
+    for net in (fast, model):
+        net.get_parameter("conv1.weight").requires_grad_(False)
+        net.get_submodule("norm1").eval()
+        step(net, x, y)
+    assert "conv1.weight" not in gradients(fast, mask)
+    close(gradients(fast, mask), gradients(model, mask))
+    close(dict(fast.state_dict()), dict(model.state_dict()))
+
+
+def test_dropout_between_stretches_draws_as_torch_does() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, CLASSES))
+    mask = mask_of(model)
+    fast = compile(model, mask, torch.zeros(1, 12))
+    mask.apply_(model)
+    for net in (fast, model):
+        torch.manual_seed(1)
+        step(net, *batch("mlp", 20))
+    close(gradients(fast, mask), gradients(model, mask))
+    close(fast.eval()(batch("mlp", 3)[0]), model.eval()(batch("mlp", 3)[0]))
+
+
+def test_a_copy_is_a_net_of_its_own() -> None:
+    fast, model, _ = pair("residual")
+    x, y = batch("residual", 20)
+    fast(x)
+    copied = copy.deepcopy(fast)
+    model.load_state_dict(fast.state_dict())
+    step(copied, x, y)
+    torch.optim.SGD(copied.parameters(), lr=1.0).step()
+    assert not torch.equal(copied.state_dict()["fc.bias"], fast.state_dict()["fc.bias"])
+    close(fast.eval()(x), model.eval()(x))
+    model.load_state_dict(copied.state_dict())
+    close(copied.eval()(x), model(x))
+
+
+def test_the_note_says_what_runs_where_and_why() -> None:
+    fast, _, mask = pair("mixed")
+    kept = int(mask["0.2.weight"].sum())
+    assert f"0.2.weight {kept / 320:.2%} ({kept} of 320)" in fast.note
+    assert "left to torch: operation GELU (_1)" in fast.note
+    assert "left to torch: operation LayerNorm (_3)" in fast.note
+    assert fast.note.splitlines()[0].strip() in repr(fast)
+    assert "kept weights expanded for torch: embed.weight, attention.in_proj_weight" in pair("attention")[0].note
+
+
+def test_a_module_used_twice_or_with_hooks_is_left_to_torch() -> None:
+    torch.manual_seed(0)
+    model = Twice()
+    fast = compile(model, mask_of(model), torch.zeros(1, 12))
+    mask_of(model).apply_(model)
+    assert "the module is used 2 times" in fast.note
+    close(fast(batch("mlp", 5)[0]), model(batch("mlp", 5)[0]))
+    hooked = mlp()
+    hooked[0].register_forward_hook(lambda module, given, result: result * 2)  # type: ignore[operator]
+    fast = compile(hooked, tb.Mask.full(hooked), torch.zeros(1, 12))
+    assert "the module has hooks" in fast.note
+    close(fast(batch("mlp", 5)[0]), hooked(batch("mlp", 5)[0]))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    fast, model, mask = pair("normed")
+    x = batch("normed", 5)[0]
+    for moved in (lambda: fast.double(), lambda: fast.half(), lambda: fast.to("meta")):
+        with pytest.raises(InputError, match="stays in float32 on the CPU"):
+            moved()
+    fast.float().cpu()
+    with pytest.raises(InputError, match=r"takes float32 tensors on the CPU, but got torch\.float64"):
+        fast(x.double())
+    with pytest.raises(InputError, match=r"inputs of shape \(N, 12\), N > 0, but got \(5, 11\)"):
+        fast(x[:, :11])
+    with pytest.raises(InputError, match="a single value per channel"):
+        fast.train()(x[:1])
+    with pytest.raises(InputError, match=r"'1\.weight' has shape \(20, 12\) in the model, but got \(12,\)"):
+        fast.load_state_dict({**model.state_dict(), "1.weight": torch.zeros(12)})
+    with pytest.raises(TombolaError, match="can't be pickled"):
+        pickle.dumps(fast)
+    with pytest.raises(InputError, match="already"):
+        compile(fast, mask, x)
+    with pytest.raises(InputError, match=r"float32 on the CPU, but '1\.weight' is torch\.float64"):
+        compile(copy.deepcopy(model).double(), mask, x)
+    with pytest.raises(InputError, match="not Sequential and dict"):
+        compile(model, dict(mask), x)  # type: ignore[call-overload]
+    recurrent = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    with pytest.raises(UnsupportedError, match=r"masked weights of LSTM '1' can't be compiled"):
+        compile(recurrent, mask_of(recurrent), torch.zeros(2, 3, 4))
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(fast(x).sum(), fast.get_parameter("1.weight"), create_graph=True)[0].sum().backward()
+
+
+@pytest.mark.parametrize("name", ["mlp", "normed", "convolutional", "residual"])
+def test_inference_is_the_masked_models(name: str) -> None:
+    make, shape, _ = NETS[name]
+    torch.manual_seed(0)
+    model = make()
+    for _ in range(3):
+        model(batch(name, 50)[0])  # running statistics
+    mask = mask_of(model, 0.15)
+    run = compile(model, mask, torch.zeros(2, *shape), inference=True)
+    mask.apply_(model.eval())
+    whole = run(batch(name, 130)[0])
+    for examples in (0, 1, 7, 64, 65, 130):
+        x = batch(name, 130)[0][:examples]
+        with torch.no_grad():
+            wanted = model(x)
+        ours = run(x)
+        close(ours, wanted, 1e-4)
+        assert examples == 1 or torch.equal(ours, whole[:examples])
+        assert not ours.requires_grad
+        assert np.array_equal(run(x.numpy()), ours.numpy())
+    spread = np.repeat(x.numpy(), 2, axis=-1)[..., ::2]
+    assert not spread.flags.c_contiguous
+    assert np.array_equal(run(spread), whole.numpy())
+
+
+def test_inference_drops_dropout_and_can_be_shared_by_threads() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 50), nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, CLASSES))
+    mask = mask_of(model)
+    run = compile(model, mask, torch.zeros(1, 12), inference=True)
+    mask.apply_(model.eval())
+    close(run(batch("mlp", 8)[0]), model(batch("mlp", 8)[0]).detach())
+    inputs = [batch("mlp", 1 + n, n)[0].numpy() for n in range(4)]
+    wanted, wrong = [run(x) for x in inputs], []
+
+    def work(number: int) -> None:
+        wrong.extend(1 for _ in range(200) if not np.array_equal(run(inputs[number]), wanted[number]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_inference_says_what_it_cannot_do() -> None:
+    model = mixed()
+    with pytest.raises(UnsupportedError, match=r"inference: operation GELU \(_1\); operation LayerNorm \(_3\)"):
+        compile(model, mask_of(model), torch.zeros(1, 12), inference=True)
+    images = nn.Sequential(nn.Conv2d(2, 3, 3))
+    with pytest.raises(UnsupportedError, match="one tensor of shape"):
+        compile(images, mask_of(images), torch.zeros(1, 2, 5, 5), inference=True)
+    run = compile(mlp(), mask_of(mlp()), torch.zeros(1, 12), inference=True)
+    for wrong in (np.zeros((2, 12)), np.zeros((2, 11), np.float32), torch.zeros(2, 12).double(), [[0.0] * 12]):
+        with pytest.raises(InputError, match=r"takes float32 batches of shape \(N, 12\) on the CPU, but got"):
+            run(wrong)
+    with pytest.raises(TombolaError, match="can't be pickled or copied"):
+        copy.deepcopy(run)
