@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import tombola as tb
 from tombola.tasks.task import Examples
 
-Loop = Callable[[int], None]
+Loop = Callable[[int], object]
 """Takes so many training steps."""
 Tensors = dict[str, Tensor]
 
@@ -37,7 +37,8 @@ class MultipliedByMask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.layer.weight * self.mask
         if isinstance(self.layer, nn.Conv2d):
-            return self.layer._conv_forward(x, weight, self.layer.bias)
+            y: Tensor = self.layer._conv_forward(x, weight, self.layer.bias)
+            return y
         return F.linear(x, weight, self.layer.bias)
 
 
@@ -152,8 +153,10 @@ class Compiled:
             # Running statistics change in the forward pass, so they have to be arguments of what is differentiated.
             def loss_of(values: Tensors, running: Tensors) -> Tensor:
                 masked = {name: value * masks[name] if name in masks else value for name, value in values.items()}
-                return F.cross_entropy(torch.func.functional_call(model, (masked, running), (x,)), y)
+                out: Tensor = torch.func.functional_call(model, (masked, running), (x,))
+                return F.cross_entropy(out, y)
 
+            loss: Tensor
             gradients, loss = torch.func.grad_and_value(loss_of)(parameters, buffers)
             taken.add_(1)
             for name, value in parameters.items():

@@ -88,7 +88,8 @@ def magnitude_mask(shape: Shape, density: float) -> NDArray[np.bool_]:
     generator = np.random.default_rng(0)
     scale = np.exp(0.5 * generator.standard_normal((shape.outputs, 1, 1, 1)))
     score = np.abs(scale * generator.standard_normal((shape.outputs, shape.inputs, 3, 3)))
-    return score >= np.sort(score, axis=None)[-round(density * score.size)]
+    mask: NDArray[np.bool_] = score >= np.sort(score, axis=None)[-round(density * score.size)]
+    return mask
 
 
 def filled(images: Activation, array: Floats, seed: int) -> None:

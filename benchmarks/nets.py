@@ -21,9 +21,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +52,7 @@ def vgg11(width: int = 64) -> nn.Module:
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = 3
-    plan = (1, "pool", 2, "pool", 4, 4, "pool", 8, 8, "pool", 8, 8, "pool")
+    plan: tuple[int | str, ...] = (1, "pool", 2, "pool", 4, 4, "pool", 8, 8, "pool", 8, 8, "pool")
     for number, entry in enumerate(plan, start=1):
         if isinstance(entry, str):
             layers[f"pool{number}"] = nn.MaxPool2d(2)

@@ -13,6 +13,7 @@ loss and update remain. The kernels' own times are of each call alone, again and
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -52,11 +53,14 @@ class Bench:
         self.recipe = self.task.recipe.model_copy(update={"batch": batch})
         self.normalised = Normalised.of(data.splits.train)
 
-    def session(self, engine: str, mask: tb.Mask) -> SparseSession:
-        """A training on one of Tombola's engines, which all have a sparse session's methods."""
+    def engine(self, name: str, mask: tb.Mask) -> Loop:
+        """A training on one of Tombola's engines."""
         model, train = self.task.build(0), self.data.splits.train
-        opened = open_session(Plan(engine, ""), model, mask, self.task, train, self.recipe, 0)
-        return opened  # type: ignore[return-value]
+        return open_session(Plan(name, ""), model, mask, self.task, train, self.recipe, 0).stretch
+
+    def sparse(self, mask: tb.Mask) -> SparseSession:
+        """A training on the sparse engine, to look into."""
+        return SparseSession(self.task.build(0), mask, self.task, self.data.splits.train, self.recipe, 0)
 
     def loops(self, names: tuple[str, ...]) -> dict[Arm, Loop]:
         """Each of the named loops at every density; what can't be compiled is left out."""
@@ -70,8 +74,7 @@ class Bench:
             }
             if whole is not None:
                 known[WHOLE] = partial(whole.loop, mask, self.normalised)
-            for name, engine in ENGINES.items():
-                known[name] = lambda engine=engine, mask=mask: self.session(engine, mask).stretch  # type: ignore[misc]
+            known |= {name: partial(self.engine, engine, mask) for name, engine in ENGINES.items()}
             made |= {Arm(name, density): known[name]() for name in names if name in known}
         return made
 
@@ -79,6 +82,7 @@ class Bench:
         """Seconds a step, by repeat; sparse steps are short, so more of them are taken."""
         loops = self.loops(names)
         counts = {arm: self._count(loop) if arm.loop == SPARSE else self.steps for arm, loop in loops.items()}
+        gc.freeze()  # what compiling left behind would make every collection between two arms take long
         taken = interleaved({arm: partial(loop, counts[arm]) for arm, loop in loops.items()}, self.repeats)
         return {arm: [seconds / counts[arm] for seconds in each] for arm, each in taken.items()}
 
@@ -108,7 +112,7 @@ def ratios_table(times: Mapping[Arm, list[float]], bench: Bench, limit: Limits) 
     rows = []
     for density, mask in bench.masks.items():
         own = times[Arm(SPARSE, density)]
-        rate = bench.work(bench.session("sparse", mask)) / statistics.median(own) / 1e9
+        rate = bench.work(bench.sparse(mask)) / statistics.median(own) / 1e9
         above = [ratio(times[Arm(name, density)], own) for name in names]
         rows.append((f"{mask.density:.2%}", *above, f"{rate:.1f}", limit.share(rate)))
     return table(("density", *(f"x of {name}" for name in names), "kept GFLOP/s", "of L1-fed limit"), rows)
@@ -119,7 +123,7 @@ def kernels_table(bench: Bench, repeats: int) -> str:
     columns = []
     names: list[str] = []
     for mask in bench.masks.values():
-        session = bench.session("sparse", mask)
+        session = bench.sparse(mask)
         session.stretch(10)
         labels, cells = _kernels(session, repeats, bench)
         names = labels if len(labels) > len(names) else names
@@ -129,7 +133,7 @@ def kernels_table(bench: Bench, repeats: int) -> str:
 
 
 def _kernels(session: SparseSession, repeats: int, bench: Bench) -> tuple[list[str], list[str]]:
-    batch, steps = bench.recipe.batch, max(20, bench.steps)
+    batch, steps = bench.recipe.batch, 300
     order, counts = session._indices(0)[: batch * steps], np.full(steps, batch, dtype=np.int64)
     of = {id(array): p for p in session.program.parameters for array in (p.value, p.gradient)}
     labels, cells = [], []
@@ -153,7 +157,7 @@ def _kernels(session: SparseSession, repeats: int, bench: Bench) -> tuple[list[s
 def empty_step(bench: Bench) -> str:
     """What a step costs when no weight is kept."""
     nothing = tb.Mask({name: torch.zeros_like(kept) for name, kept in bench.masks[1.0].items()})
-    loop = bench.session("sparse", nothing).stretch
+    loop = bench.sparse(nothing).stretch
     count = 100 * bench.steps
     (taken,) = interleaved({"empty": partial(loop, count)}, bench.repeats).values()
     return f"An empty step, no weight kept: {duration(taken, 1e-6 * count, 2)} us.\n"

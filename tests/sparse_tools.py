@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tombola.engines.sparse.parts import COUNT, FRAME_SLOTS, Activation, Call, Floats, padded
+from tombola.engines.sparse import parts
+from tombola.engines.sparse.parts import COUNT, FRAME_SLOTS, ORDER, Activation, Call, Floats, padded
 from tombola.engines.sparse.run import run_once
 
 COUNTS = st.sampled_from([1, 15, 16, 17, 60, 64, 65, 130])
@@ -16,15 +17,25 @@ JUNK = np.float32(1e20)
 """What the padding of a value may hold: were it to leak into a sum, nothing else would be seen of it."""
 
 
-def run(calls: list[Call], count: int, threads: int = 1) -> None:
-    """Carry out calls on a batch of ``count``, each by all threads before the next."""
+def run(
+    calls: list[Call], count: int, threads: int = 1, order: NDArray[np.int64] | None = None, **slots: float
+) -> NDArray[np.int64]:
+    """Carry out calls on a batch of ``count``, each by all threads before the next; the frame afterwards.
+
+    ``order`` are the examples of the batch. ``slots`` fill further places of the frame, by their names in lower case.
+    """
     frame = np.zeros(FRAME_SLOTS, np.int64)
     frame[COUNT // 8] = count
+    if order is not None:
+        frame[ORDER // 8] = order.ctypes.data
+    for name, number in slots.items():
+        frame[getattr(parts, name.upper()) // 8 :].view(np.float64)[0] = number
     for call in calls:
         args = call.packed()
         table = np.array([[call.kernel.address, args.ctypes.data]], np.int64)
         for thread in range(threads):
             run_once(table, frame.ctypes.data, thread, threads)
+    return frame
 
 
 def pixels(a: Activation, array: Floats) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import itertools
 import pickle
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import tombola as tb
 from tombola.engines.sparse.modules import SparseModule, compile
+from tombola.engines.sparse.segment import Segment
 from tombola.engines.tracing import UnsupportedError
 from tombola.errors import InputError, TombolaError
 
@@ -145,7 +147,7 @@ def close(a: Any, b: Any, tolerance: float = 2e-5) -> None:
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(
-            a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+            a[name], b[name], rtol=tolerance, atol=tolerance, msg=functools.partial("{}: {}".format, name)
         )
 
 
@@ -222,7 +224,8 @@ def test_any_mask_of_any_mlp(seed: int, density: float, examples: int) -> None:
     widths = torch.randint(1, 30, (4,)).tolist()
     model = nn.Sequential(*(m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())))
     mask = tb.Mask({n: torch.rand(p.shape) < density for n, p in tb.prunable(model).items()})
-    fast, run = (compile(model, mask, torch.zeros(1, widths[0]), inference=i) for i in (False, True))
+    fast = compile(model, mask, torch.zeros(1, widths[0]))
+    run = compile(model, mask, torch.zeros(1, widths[0]), inference=True)
     mask.apply_(model)
     x = torch.randn(examples, widths[0])
     for net in (fast, model):
@@ -284,7 +287,7 @@ def test_passes_may_overlap(name: str) -> None:
         second = F.cross_entropy(net(x2), y2)
         with torch.no_grad():
             net(x2 * 3)
-        (first * 2 + second).backward()
+        (first * 2 + second).backward()  # type: ignore[no-untyped-call]
         step(net, x2, y2)  # added to what is there
     close(gradients(fast, mask), gradients(model, mask))
 
@@ -337,7 +340,7 @@ def test_a_second_backward_pass_is_right_or_refused() -> None:
 
 def test_memory_is_used_again() -> None:
     fast, _, _ = pair("mlp")
-    (segment,) = [m for m in fast._run[0].modules() if type(m).__name__ == "Segment"]
+    (segment,) = [m for m in fast._run[0].modules() if isinstance(m, Segment)]
     for examples in (60, 60, 33, 60):
         step(fast, *batch("mlp", examples))
         given_up = fast(batch("mlp", examples)[0])
@@ -425,7 +428,7 @@ def test_a_module_used_twice_or_with_hooks_is_left_to_torch() -> None:
     assert "the module is used 2 times" in fast.note
     close(fast(batch("mlp", 5)[0]), model(batch("mlp", 5)[0]))
     hooked = mlp()
-    hooked[0].register_forward_hook(lambda module, given, result: result * 2)  # type: ignore[operator]
+    hooked.get_submodule("0").register_forward_hook(lambda module, inputs, result: result * 2)
     fast = compile(hooked, tb.Mask.full(hooked), torch.zeros(1, 12))
     assert "the module has hooks" in fast.note
     close(fast(batch("mlp", 5)[0]), hooked(batch("mlp", 5)[0]))
@@ -436,7 +439,7 @@ def test_what_cannot_be_is_refused() -> None:
     x = batch("normed", 5)[0]
     for moved in (lambda: fast.double(), lambda: fast.half(), lambda: fast.to("meta")):
         with pytest.raises(InputError, match="stays in float32 on the CPU"):
-            moved()
+            moved()  # type: ignore[no-untyped-call]
     fast.float().cpu()
     with pytest.raises(InputError, match=r"takes float32 tensors on the CPU, but got torch\.float64"):
         fast(x.double())
@@ -457,8 +460,8 @@ def test_what_cannot_be_is_refused() -> None:
     recurrent = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
     with pytest.raises(UnsupportedError, match=r"masked weights of LSTM '1' can't be compiled"):
         compile(recurrent, mask_of(recurrent), torch.zeros(2, 3, 4))
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(fast(x).sum(), fast.get_parameter("1.weight"), create_graph=True)[0].sum().backward()
+    with pytest.raises(TombolaError, match="create_graph"):
+        torch.autograd.grad(fast(x).sum(), fast.get_parameter("1.weight"), create_graph=True)
 
 
 @pytest.mark.parametrize("name", ["mlp", "normed", "convolutional", "residual"])
@@ -494,7 +497,8 @@ def test_inference_drops_dropout_and_can_be_shared_by_threads() -> None:
     mask.apply_(model.eval())
     close(run(batch("mlp", 8)[0]), model(batch("mlp", 8)[0]).detach())
     inputs = [batch("mlp", 1 + n, n)[0].numpy() for n in range(4)]
-    wanted, wrong = [run(x) for x in inputs], []
+    wanted = [run(x) for x in inputs]
+    wrong: list[int] = []
 
     def work(number: int) -> None:
         wrong.extend(1 for _ in range(200) if not np.array_equal(run(inputs[number]), wanted[number]))
@@ -517,6 +521,6 @@ def test_inference_says_what_it_cannot_do() -> None:
     run = compile(mlp(), mask_of(mlp()), torch.zeros(1, 12), inference=True)
     for wrong in (np.zeros((2, 12)), np.zeros((2, 11), np.float32), torch.zeros(2, 12).double(), [[0.0] * 12]):
         with pytest.raises(InputError, match=r"takes float32 batches of shape \(N, 12\) on the CPU, but got"):
-            run(wrong)
+            run(wrong)  # type: ignore[type-var]
     with pytest.raises(TombolaError, match="can't be pickled or copied"):
         copy.deepcopy(run)

@@ -108,9 +108,7 @@ def convolve(args, frame, thread, threads):  # type: ignore[no-untyped-def]
         next_xs, next_ys = fields(next_tile, PAIRS), fields(next_tile + 8 * PAIRS, PAIRS)
         source, into = x + group * x_pitch, y + group * y_pitch
         x_ahead, y_ahead = x + next_group * x_pitch + far, y + next_group * y_pitch
-        asked = (
-            0  # channels of the source that were asked for, ahead of the next tile: evenly, while the first block runs
-        )
+        asked = 0  # channels of the source asked for ahead of the next tile: evenly, while the first block runs
         for b in range(blocks):
             k = load_i32(pointer + 4 * b * channels)
             for c in range(channels):

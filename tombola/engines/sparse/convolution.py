@@ -17,6 +17,8 @@ Pair = tuple[int, int]
 
 _CACHE_LINES = 384
 """Of 512 cache lines in a first-level cache of 32 KB, those that a block of the source may take."""
+_CACHE_SETS = 64
+"""Lines, of one pixel of 16 images each, after which a first-level cache of 32 KB begins again."""
 _ENTRIES = 12
 """Kept weights that a channel needs in a block, or putting its sums aside costs more than the cache saves."""
 _STREAMED = 1 << 20
@@ -64,10 +66,26 @@ class Axis:
 
 
 def halos(x: Activation, y: Activation, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """The least halos of input and output, in pixels, for a convolution between images of these sizes."""
-    rows = Axis(x.height, y.height, kernel[0], stride[0], padding[0], dilation[0]).halos
-    columns = Axis(x.width, y.width, kernel[1], stride[1], padding[1], dilation[1]).halos
-    return max(rows[0], columns[0]), max(rows[1], columns[1])
+    """Halos that input and output should have, in pixels, for a convolution between images of these sizes.
+
+    These are the least that it needs, or one more where the planes of all channels would begin at the same sets of the
+    caches and drive each other out.
+    """
+    rows = Axis(x.height, y.height, kernel[0], stride[0], padding[0], dilation[0])
+    columns = Axis(x.width, y.width, kernel[1], stride[1], padding[1], dilation[1])
+    needed = least_halos(rows, columns)
+    return _apart(x, needed[0]), _apart(y, needed[1])
+
+
+def least_halos(rows: Axis, columns: Axis) -> Pair:
+    """The least halos of input and output that hold every pixel that is read."""
+    return max(rows.halos[0], columns.halos[0]), max(rows.halos[1], columns.halos[1])
+
+
+def _apart(images: Activation, halo: int) -> int:
+    while (images.height + 2 * halo) * (images.width + 2 * halo) % _CACHE_SETS == 0:
+        halo += 1
+    return halo
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,7 @@ class Convolution:
 
     ``mask`` says which entries of the weight are kept: booleans of shape (outputs, inputs / groups, height, width).
     ``padding`` is how many zeros stand before the first row and column; how many follow the last ones is what the size
-    of ``y`` needs. Both activations must have at least the ``halos`` when ``forward`` or ``backward`` is called.
+    of ``y`` needs. Both activations must have at least ``least_halos`` when ``forward`` or ``backward`` is called.
     Raises InputError for sizes that don't fit together.
     """
 
@@ -142,19 +160,14 @@ class Convolution:
         self.columns = Axis(x.width, y.width, mask.shape[3], stride[1], padding[1], dilation[1])
         o, i, row, column = np.nonzero(mask)
         i = i + o // (y.channels // groups) * mask.shape[1]
-        taps = np.unique(np.stack([row * dilation[0], column * dilation[1]], 1), axis=0)
+        taps = _different(row * dilation[0], column * dilation[1])
         self._block = self._block_size(x, y, taps, (y.height, y.width), stride, o.size)
-        # Within a channel's segment in the order of the memory that they meet.
-        order = np.lexsort((column, row, i, o, i // self._block))
+        # Stable: within a channel's segment in the order of the memory that they meet.
+        order = np.argsort(i // self._block * y.channels + o, kind="stable")
         self.output, self.input, self.row, self.column = o[order], i[order], row[order], column[order]
         self.weight = Parameter(f"{name}.weight", aligned(o.size), aligned(o.size), np.flatnonzero(mask)[order])
         self.bias = Parameter(f"{name}.bias", aligned(y.channels), aligned(y.channels)) if bias else None
         self.parameters = [self.weight] + ([self.bias] if self.bias else [])
-
-    @property
-    def halos(self) -> Pair:
-        """The least halos of input and output, in pixels."""
-        return max(self.rows.halos[0], self.columns.halos[0]), max(self.rows.halos[1], self.columns.halos[1])
 
     def forward(self, training: bool) -> list[Call]:
         """The output from the input; ``training`` makes no difference."""
@@ -205,14 +218,14 @@ class Convolution:
         here = np.flatnonzero(rows.meets(row, self.row) & columns.meets(column, self.column))
         down, right = rows.shift(row, self.row[here]), columns.shift(column, self.column[here])
         size = (rows.positions(row), columns.positions(column))
-        block = self._block_size(y, x, np.unique(np.stack([down, right], 1), axis=0), size, (1, 1), here.size)
-        order = np.lexsort((right, down, self.output[here], self.input[here], self.output[here] // block))
+        block = self._block_size(y, x, _different(down, right), size, (1, 1), here.size)
+        segment = self.output[here] // block * x.channels + self.input[here]
+        order = np.argsort(segment, kind="stable")
         chosen, stride = here[order], (rows.stride, columns.stride)
         first = x.interior + row * x.pitch[0] + column * LANES
         tiles = tile_tables(padded(x.examples) // LANES, *size, places(y, y.interior, (1, 1)), places(x, first, stride))
         offset = self.output[chosen] * y.pitch[1] + down[order] * y.pitch[0] + right[order] * LANES
-        segment = self.output[chosen] // block * x.channels + self.input[chosen]
-        return _Plan(y, x, tiles, segment, offset, -(-y.channels // block)), chosen
+        return _Plan(y, x, tiles, segment[order], offset, -(-y.channels // block)), chosen
 
     def _block_size(
         self, source: Activation, result: Activation, taps: Ints, size: Pair, stride: Pair, kept: int
@@ -226,7 +239,9 @@ class Convolution:
 
     def _check(self) -> None:
         """Raise InputError where the halos are too narrow, or an offset wouldn't fit in 32 bits."""
-        for images, least, what in zip((self.x, self.y), self.halos, ("input", "output"), strict=True):
+        for images, least, what in zip(
+            (self.x, self.y), least_halos(self.rows, self.columns), ("input", "output"), strict=True
+        ):
             if images.halo < least:
                 raise InputError(f"{self.name}: its {what} has a halo of {images.halo} pixels, but needs {least}")
             if 4 * images.pitch[2] >= 1 << 31:
@@ -237,3 +252,12 @@ def places(images: Activation, first: int, stride: Pair) -> Places:
     """Where every so many-th pixel lies, from one that is ``first`` floats from the start of a plane."""
     row, _, group = images.pitch
     return Places(4 * first, 4 * group, 4 * row * stride[0], 4 * LANES * stride[1])
+
+
+def _different(rows: Ints, columns: Ints) -> Ints:
+    """The different pairs among those of two arrays, as rows of an array."""
+    if not rows.size:
+        return np.zeros((0, 2), np.int64)
+    top, left, width = rows.min(), columns.min(), np.ptp(columns) + 1
+    codes = np.flatnonzero(np.bincount((rows - top) * width + columns - left))
+    return np.stack([codes // width + top, codes % width + left], 1)

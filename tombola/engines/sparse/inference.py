@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tombola.engines.compaction import Select, compact
 from tombola.engines.sparse.elementwise import group_at, places, write_rows
 from tombola.engines.sparse.kernel import entry, helper, kernel
-from tombola.engines.sparse.linear import Linear
 from tombola.engines.sparse.parts import COUNT, FRAME_SLOTS, LANES, TILE, Activation, Call, call
 from tombola.engines.sparse.program import Program
+from tombola.engines.sparse.single import INTO, OUT_OF, single_calls
 from tombola.engines.sparse.stretches import obstacles
 from tombola.engines.sparse.translate import translate
 from tombola.engines.sparse.vectors import (
@@ -84,55 +84,6 @@ def read_columns(x: Activation, columns: NDArray[np.int64], width: int) -> Call:
     return call(pick_columns, 0, width, x.value, pitch, x.images, len(firsts), *tables)
 
 
-@kernel
-def one_vector(args, frame, thread, threads):
-    """y = W x + b for a single example, rectified where asked; rows come by length, ``to`` says where each belongs."""
-    rows, pointer, index, value, to, bias, x, y, relu = fields(args, 9)
-    k = 0
-    for row in range(rows):
-        end = load_i32(pointer + 4 * row + 4)
-        place = load_i32(to + 4 * row)
-        a = load_f32(bias + place) if bias != 0 else np.float32(0)
-        b = c = d = np.float32(0)
-        while k + 4 <= end:
-            a += load_f32(value + 4 * k) * load_f32(x + load_i32(index + 4 * k))
-            b += load_f32(value + 4 * k + 4) * load_f32(x + load_i32(index + 4 * k + 4))
-            c += load_f32(value + 4 * k + 8) * load_f32(x + load_i32(index + 4 * k + 8))
-            d += load_f32(value + 4 * k + 12) * load_f32(x + load_i32(index + 4 * k + 12))
-            k += 4
-        while k < end:
-            a += load_f32(value + 4 * k) * load_f32(x + load_i32(index + 4 * k))
-            k += 1
-        total = (a + b) + (c + d)
-        store_f32(y + place, np.float32(0) if relu != 0 and total <= np.float32(0) else total)
-
-
-def vector_calls(program: Program) -> list[Call]:
-    """The calls for a single example of a plain chain of linear layers; none for other nets.
-
-    The first reads from an address that is its argument ``INTO``, the last writes to one that is its argument ``OUT``.
-    """
-    chain = [program.input, *(step.output for step in program.steps)]
-    layers = [step.layer for step in program.steps]
-    if any(not isinstance(layer, Linear) or layer.x is not x for layer, x in zip(layers, chain, strict=False)):
-        return []
-    calls, x = [], np.empty(0, np.float32)
-    for layer in layers:
-        rows, columns = np.divmod(layer.weight.order, layer.x.channels)
-        if layer is layers[0] and program.columns is not None:
-            columns = program.columns[columns]
-        counts = np.bincount(rows, minlength=layer.y.channels)
-        to = np.argsort(counts, kind="stable")
-        order = np.lexsort((columns, np.argsort(to)[rows]))
-        pointer, y = np.concatenate([[0], np.cumsum(counts[to])]), np.zeros(layer.y.channels, np.float32)
-        tables = [a.astype(np.int32) for a in (pointer, 4 * columns[order])]
-        bias = 0 if layer.bias is None else layer.bias.value
-        value, place = layer.weight.value[order], (4 * to).astype(np.int32)
-        calls.append(call(one_vector, len(to), *tables, value, place, bias, x, y, layer.relu))
-        x = y
-    return calls
-
-
 @helper
 def run_pieces(plan, x, y, count):
     """All calls, for as many examples at a time as there is room for."""
@@ -158,10 +109,6 @@ def run_addresses(plan, x, y, count):
 def run_arrays(plan, x, y):
     """Run a plan from one array to another: in compiled code their addresses cost nothing."""
     run_pieces(plan, x.ctypes.data, y.ctypes.data, x.shape[0])
-
-
-_INTO, _OUT_OF = 6, 7
-"""Which arguments of ``one_vector`` are the addresses that it reads from and writes to."""
 
 
 class _Plan:
@@ -200,8 +147,8 @@ class Inference:
         self._outputs = program.output.channels
         widths = 4 * prod(self._shape), 4 * self._outputs
         self._batch = _Plan(_calls(program, prod(self._shape)), 0, 0, program.input.examples, widths)
-        single = vector_calls(program)
-        self._single = _Plan(single, _INTO, _OUT_OF, 1, widths) if single else self._batch
+        single = single_calls(program)
+        self._single = _Plan(single, INTO[single[0].kernel], OUT_OF, 1, widths) if single else self._batch
         self._lock = threading.Lock()
 
     def __call__(self, x: Batch) -> Batch:

@@ -27,6 +27,7 @@ class Linear:
     ) -> None:
         self.x, self.y, self.relu = x, y, relu
         rows, columns = mask.nonzero()
+        self._whole, self._whole_t = segments(rows, mask.shape[0]), segments(columns, mask.shape[1])
         self._pointer, forward, self._blocks = _blocked(rows, columns, *mask.shape)
         rows, columns = rows[forward], columns[forward]
         self._index = (4 * columns).astype(np.int32)
@@ -55,6 +56,7 @@ class Linear:
                 self.x.channels,
                 self.y.channels,
                 self._blocks,
+                self._whole,
                 self._pointer,
                 self._index,
                 self.weight.value,
@@ -75,6 +77,7 @@ class Linear:
                     self.x.channels,
                     self.y.channels,
                     self._blocks_t,
+                    self._whole_t,
                     self._pointer_t,
                     self._index_t,
                     self._place,

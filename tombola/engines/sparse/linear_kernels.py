@@ -50,7 +50,10 @@ def tile_lanes(frame, tile):
 
 @helper
 def share(pointer, first, last, thread, threads):
-    """The segments of one thread among ``first`` to ``last``, split so that all threads have alike many entries."""
+    """The segments of one thread among ``first`` to ``last``, split so that all threads have alike many entries.
+
+    Where sums go on from block to block they must be split alike in all blocks: by the entries of whole rows.
+    """
     if threads == 1:
         return first, last
     low, high = load_i32(pointer + 4 * first), load_i32(pointer + 4 * last)
@@ -89,13 +92,16 @@ _forward_16, _forward_32, _forward_48, _forward_64 = (_forward(lanes) for lanes 
 
 @kernel
 def linear_forward(args, frame, thread, threads):
-    """y = W x + b, rectified where asked. ``index`` holds 4 times the column of each kept weight."""
-    inputs, rows, blocks, pointer, index, value, bias, x, y, relu = fields(args, 10)
+    """y = W x + b, rectified where asked. ``index`` holds 4 times the column of each kept weight.
+
+    ``whole`` says where each row would begin if there were one block.
+    """
+    inputs, rows, blocks, whole, pointer, index, value, bias, x, y, relu = fields(args, 11)
+    row, end = share(whole, 0, rows, thread, threads)
     for tile in range(tiles(frame)):
         lanes = tile_lanes(frame, tile)
         for block in range(blocks):
-            first, last = share(pointer, block * rows, block * rows + rows, thread, threads)
-            row = first - block * rows
+            first, last = block * rows + row, block * rows + end
             to = y + 256 * tile * rows + 4 * lanes * row
             source = x + 256 * tile * inputs
             b = bias + 4 * row if bias != 0 else 0
@@ -134,15 +140,16 @@ _input_16, _input_32, _input_48, _input_64 = (_input_gradient(lanes) for lanes i
 def linear_input_gradient(args, frame, thread, threads):
     """dx = W^T dy, 0 where the rectified x is 0 or less; added to dx where ``accumulate``.
 
-    Segments are columns here: ``index`` holds 4 times the row of each kept weight, ``place`` 4 times its position among
-    the values, which lie in the forward order.
+    Segments are columns here, as in ``whole``: ``index`` holds 4 times the row of each kept weight, ``place`` 4 times
+    its position among the values, which lie in the forward order.
     """
-    inputs, rows, blocks, pointer, index, place, value, dy, x, dx, gated, accumulate = fields(args, 12)
+    inputs, rows, blocks, whole, pointer, index, place, value, dy, x, dx, gated, accumulate = fields(args, 13)
+    column, end = share(whole, 0, inputs, thread, threads)
     for tile in range(tiles(frame)):
         lanes = tile_lanes(frame, tile)
         for block in range(blocks):
-            first, last = share(pointer, block * inputs, block * inputs + inputs, thread, threads)
-            at = 256 * tile * inputs + 4 * lanes * (first - block * inputs)
+            first, last = block * inputs + column, block * inputs + end
+            at = 256 * tile * inputs + 4 * lanes * column
             source, go_on = dy + 256 * tile * rows, accumulate != 0 or block > 0
             if lanes == 64:
                 _input_64(first, last, pointer, index, place, value, source, x + at, dx + at, go_on, gated != 0)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tombola.engines.sparse.kernel import helper, kernel
+from tombola.engines.sparse.kernel import Kernel, helper, kernel
 from tombola.engines.sparse.linear_kernels import tile_lanes
 from tombola.engines.sparse.parts import CORRECT, COUNT, LOSS, ORDER, Activation, Call, call
 from tombola.engines.sparse.vectors import (
@@ -26,6 +26,7 @@ from tombola.engines.sparse.vectors import (
     store_f32,
     store_f64,
     store_i64,
+    where_positive,
     zeros,
 )
 
@@ -93,8 +94,11 @@ def losses(frame, at, step, labels, group, largest, sums, scratch):
 
 @kernel
 def cross_entropy(args, frame, thread, threads):
-    """Add the batch's summed loss to the frame, and write the gradient of its mean with respect to the logits."""
-    classes, logits, gradient, labels, scratch = fields(args, 5)
+    """Add the batch's summed loss to the frame, and write the gradient of its mean with respect to the logits.
+
+    Where the logits are rectified it is 0 for those that are 0 or less.
+    """
+    classes, logits, gradient, labels, scratch, gated = fields(args, 6)
     if thread != 0:  # the sum over the batch is one sum
         return
     count = load_i64(frame + COUNT)
@@ -113,6 +117,9 @@ def cross_entropy(args, frame, thread, threads):
         for lane in range(min(16, inside)):
             label = load_i64(labels + 8 * load_i64(load_i64(frame + ORDER) + 8 * (16 * group + lane)))
             store_f32(to + step * label + 4 * lane, load_f32(to + step * label + 4 * lane) - one)
+        if gated != 0:
+            for c in range(classes):
+                store(to + step * c, where_positive(load(at + step * c, 16), load(to + step * c, 16)))
     store_f64(frame + LOSS, load_f64(frame + LOSS) + loss)
 
 
@@ -135,8 +142,10 @@ def judge(args, frame, thread, threads):
             c = 0
             while c < classes:
                 other = load_f32(at + step * c + 4 * lane)
-                # A NaN counts as the largest, as in torch.
-                if other > answer or (c < label and other == answer) or (other != other and c != label):
+                # A NaN counts as the largest, and the first of several, as in torch.
+                if other > answer or (c < label and (other == answer or other != other)):
+                    break
+                if other != other and answer == answer:
                     break
                 c += 1
             right += c == classes
@@ -153,11 +162,11 @@ class CrossEntropy:
 
     def training(self) -> Call:
         """Loss and gradient of the logits."""
-        return self._call(cross_entropy, self.logits.gradient)
+        return self._call(cross_entropy, self.logits.gradient, self.logits.rectified)
 
     def evaluation(self) -> Call:
         """Loss and right answers."""
         return self._call(judge, np.empty_like(self.logits.value))
 
-    def _call(self, kernel: object, room: NDArray[np.float32]) -> Call:
-        return call(kernel, self.logits.channels, self.logits.value, room, self.labels, self._scratch)  # type: ignore[arg-type]
+    def _call(self, kernel: Kernel, room: NDArray[np.float32], *more: int) -> Call:
+        return call(kernel, self.logits.channels, self.logits.value, room, self.labels, self._scratch, *more)

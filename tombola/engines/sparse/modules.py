@@ -130,8 +130,8 @@ class SparseModule(nn.Module):
         self._packed = self._pack({name: order for s in segments for name, order in s.order.items()}, mask)
         self._plan = _Plan(traced, tuple(stretches), mask, _note(segments, reasons, self._packed))
         self._run = _remainder(self, segments)
-        self.register_state_dict_post_hook(_expand_state)
-        self.register_load_state_dict_pre_hook(_pack_state)
+        self.register_state_dict_post_hook(_expand_state)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_pack_state)  # type: ignore[no-untyped-call]
 
     @property
     def note(self) -> str:
@@ -169,7 +169,7 @@ class SparseModule(nn.Module):
                 f"a compiled net stays in float32 on the CPU, and can't be moved to {tried.dtype} on {tried.device}: "
                 "load its state_dict into the original model, and move that"
             )
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseModule:
         copied = SparseModule.__new__(SparseModule)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tombola.engines.sparse.elementwise import Sum
 from tombola.engines.sparse.norm import BatchNorm
 from tombola.engines.sparse.parts import Activation, Call, Parameter, aligned
 from tombola.engines.sparse.update import WIDTH
@@ -86,7 +87,10 @@ class Program:
         calls: list[Call] = []
         for number, step in reversed(list(enumerate(self.steps))):
             mode = {"training": False} if number in evaluating and isinstance(step.layer, BatchNorm) else {}
-            calls += step.layer.backward(*(flag for a in step.inputs for flag in wanted(a)), **mode)
+            flags = [wanted(a) for a in step.inputs]
+            if isinstance(step.layer, Sum):
+                flags = _hand_over(step, flags)
+            calls += step.layer.backward(*(flag for pair in flags for flag in pair), **mode)
         return calls
 
     def read(self, state: Mapping[str, Tensor]) -> None:
@@ -104,6 +108,19 @@ class Program:
         for name, array in self.buffers.items():
             whole = state[name].detach().view(-1).numpy()
             whole[self._buffer_places.get(name, slice(None))] = array.reshape(-1)
+
+
+def _hand_over(step: Step, flags: list[tuple[bool, bool]]) -> list[tuple[bool, bool]]:
+    """Let one input of a sum take the output's gradient as its own, where the two are the same numbers.
+
+    Nobody reads the output's gradient after the sum has, so that whatever is added to it later does no harm.
+    """
+    for i, ((wanted, accumulate), a) in enumerate(zip(flags, step.inputs, strict=True)):
+        alone = sum(a is other for other in step.inputs) == 1
+        if wanted and not accumulate and alone and not a.rectified and a.halo == step.output.halo:
+            a.gradient = step.output.gradient
+            return [*flags[:i], (False, False), *flags[i + 1 :]]
+    return flags
 
 
 def take(full: Tensor, parameter: Parameter, numbers: NDArray[Any]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from tombola.engines.sparse.elementwise import read_rows, write_rows
 from tombola.engines.sparse.norm import BatchNorm
@@ -171,7 +170,7 @@ class Segment(nn.Module):
         self._check(x)
         x, parameters = x.contiguous(), [tensors[name] for tensors, name in self._parameters_at]
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
-            return _Pass.apply(self, x, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+            return _Pass.apply(self, x, *parameters)  # type: ignore[no-untyped-call]
         return self._evaluate(x, parameters)
 
     def addresses(self, parameters: Sequence[Tensor]) -> tuple[int, ...]:
@@ -256,8 +255,9 @@ class _Pass(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise TombolaError("a compiled net has no gradients of gradients: call backward without create_graph")
         stay: _Stay = ctx.stay
         if stay.segment.addresses(ctx.saved_tensors) != ctx.at:
             raise TombolaError("parameters or buffers were replaced between a forward pass and its backward pass")

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tombola.engines.compaction import compact
+from tombola.engines.evaluation import evaluate
 from tombola.engines.sparse.gather import Source
 from tombola.engines.sparse.loss import CrossEntropy
-from tombola.engines.sparse.parts import CORRECT, LOSS, TILE, padded
+from tombola.engines.sparse.parts import CORRECT, LOSS, TILE, Activation, padded
 from tombola.engines.sparse.program import Program, put, take
 from tombola.engines.sparse.run import Table, as_float
 from tombola.engines.sparse.translate import translate
@@ -40,6 +41,7 @@ class SparseSession:
         data = _held(train)
         self.program = plan_program(model, mask, task, train, recipe)
         self.program.read(model.state_dict())
+        self._features = data.rows.shape[1]
         self.steps_per_epoch = recipe.steps_per_epoch(len(train))
         self.step = recipe.start.steps(self.steps_per_epoch)
         self._updates = 0
@@ -106,7 +108,14 @@ class SparseSession:
         return self._order[1]
 
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
-        """Loss and metrics over all examples in evaluation mode, of the current weights or of another state."""
+        """Loss and metrics over all examples in evaluation mode, of the current weights or of another state.
+
+        In torch where the examples aren't like those of the training: not in memory, or with labels of no output.
+        """
+        if not self._can_judge(data):
+            return evaluate(self.task, self.model, data, state)
+        if id(data) not in self._judging:
+            self._judging[id(data)] = (data, self._judge(data))
         if state is not None:
             now = self.program.value.copy(), {n: a.copy() for n, a in self.program.buffers.items()}
             self.program.read(state)
@@ -115,14 +124,20 @@ class SparseSession:
             for name, array in self.program.buffers.items():
                 array[...] = now[1][name]
             return values
-        if id(data) not in self._judging:
-            self._judging[id(data)] = (data, self._judge(data))
         order = np.arange(len(data), dtype=np.int64)
         capacity = self.program.input.examples
         counts = np.full(-(-len(data) // capacity), capacity, dtype=np.int64)
         counts[-1] = len(data) - capacity * (len(counts) - 1)
         frame = self._judging[id(data)][1].run(order, counts, threads=self.recipe.threads)
         return {"loss": as_float(frame[LOSS // 8]) / len(data), "accuracy": int(frame[CORRECT // 8]) / len(data)}
+
+    def _can_judge(self, data: Examples) -> bool:
+        if id(data) in self._judging:
+            return True
+        held = in_memory(data)
+        if held is None or held.rows.shape[1] != self._features:
+            return False
+        return _strange_label(held, self.program.output) is None
 
     def _judge(self, data: Examples) -> Table:
         held = _held(data)
@@ -131,24 +146,40 @@ class SparseSession:
         return Table([source.batch(), *self.program.forward(training=False), loss.evaluation()])
 
     def state(self) -> dict[str, Tensor]:
-        """The common state: the model's state_dict, the optimiser's tensors in the model's shapes, and the step."""
+        """The common state: the model's state_dict, the optimiser's tensors in the model's shapes, and the step.
+
+        The optimiser has tensors from the first update on, as in torch.
+        """
         model = self.model.state_dict()
         state = {f"model.{name}": value.detach().clone() for name, value in model.items()}
+        state["step"] = torch.tensor(self.step)
+        if not self._updates:
+            return state
         for parameter, place in zip(self.program.parameters, self.program.places, strict=True):
             for key, numbers in self._moments.items():
                 name = f"optimizer.{parameter.name}.{key}"
                 # What compaction dropped of a parameter is held apart: both parts go into one tensor.
                 put(numbers[place], parameter, state.setdefault(name, torch.zeros_like(model[parameter.name])))
-        state["step"], state["updates"] = torch.tensor(self.step), torch.tensor(self._updates)
+            if self.recipe.optimizer != "sgd":
+                state[f"optimizer.{parameter.name}.step"] = torch.tensor(float(self._updates))
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state()``."""
-        self.program.read({name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")})
+        values = {name[len("model.") :]: value for name, value in state.items() if name.startswith("model.")}
+        self._model.load_state_dict(values)
+        self.program.read(values)
         for parameter, place in zip(self.program.parameters, self.program.places, strict=True):
             for key, numbers in self._moments.items():
-                take(state[f"optimizer.{parameter.name}.{key}"], parameter, numbers[place])
-        self.step, self._updates, self._current = int(state["step"]), int(state["updates"]), False
+                moment = state.get(f"optimizer.{parameter.name}.{key}")
+                if moment is None:
+                    numbers[place] = 0
+                else:
+                    take(moment, parameter, numbers[place])
+        updates = [int(value) for name, value in state.items() if name.startswith("optimizer.") and not value.dim()]
+        # SGD counts nothing: it only matters whether there was an update.
+        self._updates = max(updates, default=int(any(name.startswith("optimizer.") for name in state)))
+        self.step, self._current = int(state["step"]), True
 
 
 def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe) -> Program:
@@ -164,7 +195,18 @@ def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, reci
         raise UnsupportedError("the metrics aren't tombola.tasks.accuracy")
     if torch.device(recipe.device).type != "cpu":
         raise UnsupportedError(f"the device is {recipe.device!r}, and sparse kernels run on the CPU")
-    _held(train)
+    frozen = next((name for name, parameter in model.named_parameters() if not parameter.requires_grad), None)
+    if frozen is not None:
+        raise UnsupportedError(f"parameter {frozen!r} is frozen (requires_grad is False)")
+    held = _held(train)
+    program = _translated(model, mask, train, recipe)
+    strange = _strange_label(held, program.output)
+    if strange is not None:
+        raise UnsupportedError(f"the label {strange} is none of the net's {program.output.channels} outputs")
+    return program
+
+
+def _translated(model: nn.Module, mask: Mask, train: Examples, recipe: Recipe) -> Program:
     example = train.take(torch.zeros(2, dtype=torch.int64))[0]
     capacity = max(TILE, padded(min(recipe.batch, len(train))))
     try:
@@ -185,3 +227,9 @@ def _held(data: Examples) -> InMemory:
     if held is None:
         raise UnsupportedError("the data aren't held in memory as labelled tensors (x uint8 or float32, y int64)")
     return held
+
+
+def _strange_label(data: InMemory, output: Activation) -> int | None:
+    """A label that is no output's number; kernels use labels as places, so that none may slip through."""
+    strange = data.y[(data.y < 0) | (data.y >= output.channels)]
+    return int(strange[0]) if len(strange) else None

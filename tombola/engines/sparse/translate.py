@@ -66,6 +66,7 @@ class Translation:
         if len(inputs) != 1:
             raise UnsupportedError(f"a net with {len(inputs)} inputs: the sparse engine takes nets with 1")
         made = [node for node in nodes if self._prepare(node)]
+        self._level_halos([node for node in made if self.kind(node) in _SUMS])
         called = [node.target for node in made if node.op == "call_module"]
         twice = next((target for target in called if called.count(target) > 1), None)
         if twice is not None:
@@ -105,6 +106,15 @@ class Translation:
             needed = halos(x, y, m.kernel_size, m.stride, self._padding(node), m.dilation)
             x.halo, y.halo = max(x.halo, needed[0]), max(y.halo, needed[1])
         return True
+
+    def _level_halos(self, sums: list[fx.Node]) -> None:
+        """Give what is summed the halo of the sum: then planes are summed whole, and gradients handed over."""
+        groups = [[self.values[n] for n in (*node.all_input_nodes, node)] for node in sums]
+        while any(len({a.halo for a in group}) > 1 for group in groups):
+            for group in groups:
+                widest = max(a.halo for a in group)
+                for activation in group:
+                    activation.halo = widest
 
     def _input(self, node: fx.Node) -> Activation:
         """The input, gathered in the layout and with the columns that its first users want."""

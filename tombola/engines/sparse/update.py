@@ -40,7 +40,7 @@ def sgd(args, frame, thread, threads):
         if decay != np.float32(0):
             g = fma(decay, w, g)
         if momentum != np.float32(0):
-            v = fma(momentum, load(velocity + at, WIDTH), g)
+            v = load(velocity + at, WIDTH) * momentum + g
             store(velocity + at, v)
             g = fma(momentum, v, g) if nesterov != 0 else v
         store(value + at, fma(-rate, g, w))
@@ -71,7 +71,8 @@ def adam(args, frame, thread, threads):
             else:
                 g = fma(decay_32, w, g)
         m = load(first + at, WIDTH)
-        m = fma(keep_1, g - m, m)
+        # From the nearer of the two, so that a small gradient isn't lost beside a large moment that it replaces.
+        m = fma(keep_1, g - m, m) if keep_1 < np.float32(0.5) else fma(keep_1 - np.float32(1), g - m, g)
         v = fma(new_2 * g, g, load(second + at, WIDTH) * keep_2)
         store(first + at, m)
         store(second + at, v)
