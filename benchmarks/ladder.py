@@ -100,13 +100,13 @@ def report(rival: Rival, whole: float) -> str:
     """Seconds of each round, and of all."""
     names = list(rival.rounds[0][2])
     rows = [
-        (f"{density:.2%}", f"{own:.2f}", *(f"{needed[n]:.0f} ({needed[n] / own:.1f}x)" for n in names))
+        (f"{density:.2%}", f"{own:.2f}", *(f"{needed[n]:.1f} ({needed[n] / own:.1f}x)" for n in names))
         for density, own, needed in rival.rounds
     ]
     totals = [sum(needed[name] for _, _, needed in rival.rounds) for name in names]
     trainings = sum(own for _, own, _ in rival.rounds)
-    rows.append(("all trainings", f"{trainings:.1f}", *(f"{t:.0f} ({t / trainings:.1f}x)" for t in totals)))
-    rows.append(("tombola.draw in all", f"{whole:.1f}", *(f"{t:.0f} ({t / whole:.1f}x)" for t in totals)))
+    rows.append(("all trainings", f"{trainings:.1f}", *(f"{t:.1f} ({t / trainings:.1f}x)" for t in totals)))
+    rows.append(("tombola.draw in all", f"{whole:.1f}", *(f"{t:.1f} ({t / whole:.1f}x)" for t in totals)))
     return table(("density", "Tombola, s", *(f"{name}, s, projected" for name in names)), rows)
 
 

@@ -45,9 +45,11 @@ def layer(draw: random.Random, inputs: int, outputs: int, images: bool, same: bo
     groups = inputs if inputs == outputs and draw.random() < 0.3 else 1
     if same:
         return nn.Conv2d(inputs, outputs, 3, padding=draw.choice([1, "same"]), groups=groups, bias=bias)
-    if draw.random() < 0.3:
+    if draw.random() < 0.3:  # torch warns of an even kernel that is padded to the same size
+        kernel = draw.choice([1, 3, (3, 1)])
         return nn.Conv2d(inputs, outputs, kernel, padding="same", dilation=dilation, groups=groups, bias=bias)
-    return nn.Conv2d(inputs, outputs, kernel, draw.choice([1, 2]), draw.choice([0, 1, 2]), groups=groups, bias=bias)
+    stride, padding = draw.choice([(1, 0), (1, 1), (1, 2), (2, 1), ((1, 2), (0, 1))])
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
 
 
 def norm(draw: random.Random, channels: int, images: bool) -> nn.Module:
@@ -87,12 +89,14 @@ def sparse_net(seed: int) -> tuple[nn.Module, tuple[int, ...]]:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     shape = (
-        (draw.randint(1, 3), draw.randint(5, 9), draw.randint(5, 9)) if draw.random() < 0.6 else (draw.randint(1, 70),)
+        (draw.randint(1, 3), draw.randint(9, 12), draw.randint(9, 12))
+        if draw.random() < 0.6
+        else (draw.randint(1, 70),)
     )
     images, channels, layers = len(shape) == 3, shape[0], []
     if not images and draw.random() < 0.5:
         layers.append(nn.Flatten())
-    for _ in range(draw.randint(1, 3)):
+    for _ in range(draw.randint(1, 2 if images else 3)):
         outputs = draw.choice([channels, draw.randint(1, 5 if images else 40)])
         layers += [layer(draw, channels, outputs, images), norm(draw, outputs, images)]
         layers += draw.choice([[nn.ReLU()], [nn.Identity(), nn.ReLU()], [nn.ReLU(), nn.Dropout(0.0)], []])
@@ -106,7 +110,7 @@ def sparse_net(seed: int) -> tuple[nn.Module, tuple[int, ...]]:
         nn.Linear(net[-1 if isinstance(net[-1], nn.LazyLinear) else -2].out_features, 3, bias=draw.random() < 0.7)
     )
     with torch.no_grad():
-        net.eval()(torch.zeros(1, *shape))
+        net.eval()(torch.zeros(2, *shape))
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):
             if tensor.is_floating_point() and tensor.dim() == 1:
                 tensor.normal_(std=0.5) if "var" not in name else tensor.uniform_(0.5, 2.0)

@@ -18,6 +18,9 @@ PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[Pair, Pair, Pair, Pair, bool]:
     """Height and width, then kernel, stride, padding and ceil_mode of a pooling that torch accepts."""
+    if draw(st.integers(0, 3)) == 0:  # the windows that have a kernel of their own
+        size = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+        return (2 * size[0], 2 * size[1]), (2, 2), (2, 2), (0, 0), draw(st.booleans())
     size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     kernel, stride = draw(PAIRS), draw(PAIRS)
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)

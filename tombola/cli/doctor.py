@@ -55,7 +55,7 @@ def examine(store: str, data_root: Path | None) -> tuple[dict[str, dict[str, Any
     report = {
         "versions": versions(),
         "machine": _machine(),
-        "engines": dict.fromkeys(ENGINES, "ready"),
+        "engines": {**dict.fromkeys(ENGINES, "ready"), "sparse": _kernels()},
         "data": tried(lambda: _data(data_root)),
         "store": {"place": store, **tried(lambda: _store(store))},
     }
@@ -73,6 +73,13 @@ def _machine() -> dict[str, Any]:
         "torch threads": f"{torch.get_num_threads()} by default; runs use the recipe's (1)",
         "gpus": ", ".join(gpus) or "none",
     }
+
+
+def _kernels() -> str:
+    from tombola.engines.sparse.kernel import cache_folder
+
+    number = sum(1 for _ in cache_folder().rglob("*.nbi"))
+    return f"ready, {f'{number} kernels' if number else 'kernels to be compiled at first use'} in {cache_folder()}"
 
 
 def _data(data_root: Path | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +156,7 @@ class Convolution:
                 f"{name}: a mask of shape {mask.shape} doesn't fit {y.channels} output and {x.channels} input channels "
                 f"in groups of {groups}: it must be of shape ({shape[0]}, {shape[1]}, height, width)"
             )
+        self._shape = mask.shape
         self.name, self.x, self.y, self.relu, self.connected = name, x, y, relu, groups == 1
         self.rows = Axis(x.height, y.height, mask.shape[2], stride[0], padding[0], dilation[0])
         self.columns = Axis(x.width, y.width, mask.shape[3], stride[1], padding[1], dilation[1])
@@ -168,6 +170,13 @@ class Convolution:
         self.weight = Parameter(f"{name}.weight", aligned(o.size), aligned(o.size), np.flatnonzero(mask)[order])
         self.bias = Parameter(f"{name}.bias", aligned(y.channels), aligned(y.channels)) if bias else None
         self.parameters = [self.weight] + ([self.bias] if self.bias else [])
+
+    @property
+    def told(self) -> str:
+        """What the layer is, for people."""
+        shape, kept = self._shape, len(self.weight.value)
+        share = 100 * kept / max(1, prod(shape))
+        return f"{'x'.join(map(str, shape))}, {kept:,} kept ({share:.3g} %), sparse"
 
     def forward(self, training: bool) -> list[Call]:
         """The output from the input; ``training`` makes no difference."""

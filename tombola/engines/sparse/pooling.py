@@ -92,6 +92,29 @@ def max_backward(args, frame, thread, threads):
 
 
 @kernel
+def max_backward_halves(args, frame, thread, threads):
+    """The same for windows of 2 x 2 that cover the images exactly: every gradient is written once, and none is read."""
+    (
+        channels, _, _, x, x_plane, x_row, y_height, y_width, y, y_plane, y_row,
+        _, _, _, _, _, _, dx, dy, gated, _,
+    ) = fields(args, 21)  # fmt: skip
+    planes = (load_i64(frame + COUNT) + 15) // 16 * channels
+    for p in range(planes * thread // threads, planes * (thread + 1) // threads):
+        for h in range(y_height):
+            at, upper = p * y_plane + h * y_row, p * x_plane + 2 * h * x_row
+            for w in range(y_width):
+                best, left_over = load(y + at, 16), load(dy + at, 16)
+                if gated:
+                    left_over = where_positive(best, left_over)
+                for i in (0, 64, x_row, x_row + 64):
+                    value = load(x + upper + i, 16)
+                    store(dx + upper + i, where_same(value, best, left_over, zeros(16)))
+                    left_over = where_same(value, best, zeros(16), left_over)
+                at += 64
+                upper += 128
+
+
+@kernel
 def average_forward(args, frame, thread, threads):
     """The mean of each window."""
     (
@@ -193,7 +216,11 @@ class MaxPool(_Pool):
 
     def backward(self, input_gradient: bool, accumulate: bool) -> list[Call]:
         """The gradient of the input, found from input and output."""
-        return [call(max_backward, *self._places(), *self._gradients(accumulate))] if input_gradient else []
+        if not input_gradient:
+            return []
+        halved = (self.x.height, self.x.width) == (2 * self.y.height, 2 * self.y.width)
+        halves = halved and self._windows == (2, 2, 2, 2, 0, 0) and not accumulate
+        return [call(max_backward_halves if halves else max_backward, *self._places(), *self._gradients(accumulate))]
 
 
 class AveragePool(_Pool):

@@ -110,7 +110,8 @@ class SparseSession:
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """Loss and metrics over all examples in evaluation mode, of the current weights or of another state.
 
-        In torch where the examples aren't like those of the training: not in memory, or with labels of no output.
+        In torch where the examples aren't like those of the training, not in memory or with labels of no output, and
+        where the net normalises by the statistics of whatever batches it is judged in.
         """
         if not self._can_judge(data):
             return evaluate(self.task, self.model, data, state)
@@ -134,7 +135,7 @@ class SparseSession:
     def _can_judge(self, data: Examples) -> bool:
         if id(data) in self._judging:
             return True
-        held = in_memory(data)
+        held = None if _normalises_by_batches(self._model) else in_memory(data)
         if held is None or held.rows.shape[1] != self._features:
             return False
         return _strange_label(held, self.program.output) is None
@@ -233,3 +234,7 @@ def _strange_label(data: InMemory, output: Activation) -> int | None:
     """A label that is no output's number; kernels use labels as places, so that none may slip through."""
     strange = data.y[(data.y < 0) | (data.y >= output.channels)]
     return int(strange[0]) if len(strange) else None
+
+
+def _normalises_by_batches(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules())
