@@ -123,13 +123,13 @@ def arms(model: nn.Module, mask: tb.Mask, x: Tensor, calls: int, missing: set[st
 
 def main() -> None:
     quick = begin(__doc__ or "")
-    repeats, steps = (3, 5) if quick else (15, 150)
+    repeats, steps = (3, 5) if quick else (15, 100)
     title = header("One call of a net with 5 % of its weights, and of dense nets with the same weights", repeats)
     data, rows, missing = digits(), [], set[str]()
     for net, make in NETS.items():
         model, mask = ticket(make, data, steps)
         for batch in BATCHES:
-            calls = 2 if quick else max(20, 4000 // batch)
+            calls = 2 if quick else max(4, 1000 // batch)
             times = interleaved(arms(model, mask, data[0][:batch].contiguous(), calls, missing), repeats)
             best = min((EAGER, COMPILED), key=lambda arm: statistics.median(times.get(arm, [math.inf])))
             times = {arm: taken for arm, taken in times.items() if arm not in (EAGER, COMPILED) or arm == best}

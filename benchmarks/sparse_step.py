@@ -7,9 +7,9 @@ theirs as they go.
 
 Kept work is that of the kept weights alone: two operations each forward, for the weight's gradient and, beyond the
 first layer, for the input's. Its rate is given as a share of what multiply-adds reach when fed from the first-level
-cache, the limit of a kernel that reads an operand for each. An *empty* step keeps no weight at all: gather, biases,
-loss and update remain. The kernels' own times are of each call alone, again and again: with the caches to itself, and
-for the gather with no other work behind which to fetch the next batch's rows.
+cache, the limit of a kernel that reads an operand for each. An *empty* step keeps no weight at all: biases, loss and
+update remain, and nothing is gathered. The kernels' own times are of each call alone, again and again: with the caches
+to itself, and for the gather with no other work behind which to fetch the next batch's rows.
 """
 
 from __future__ import annotations

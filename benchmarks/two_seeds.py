@@ -34,7 +34,7 @@ def draws(task: tb.Task, seeds: tuple[int, ...], steps: int, rounds: int) -> Non
 
 def main() -> None:
     quick = begin(__doc__ or "")
-    repeats, steps, rounds = (2, 500, 3) if quick else (5, 10_000, ROUNDS)
+    repeats, steps, rounds = (2, 200, 1) if quick else (5, 10_000, ROUNDS)
     os.environ["OMP_NUM_THREADS"] = "1"
     task = tb.get_task("mnist-lenet300" if has("MNIST/raw/train-images-idx3-ubyte") else "digits-mlp")
     arms: dict[str, Callable[[], object]] = {

@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import pickle
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 import tombola as tb
 from tombola.engines.sparse.modules import SparseModule, compile
-from tombola.engines.sparse.segment import Segment
+from tombola.engines.sparse.segment import Room, Segment
 from tombola.engines.tracing import UnsupportedError
 from tombola.errors import InputError, TombolaError
 
@@ -349,6 +350,26 @@ def test_memory_is_used_again() -> None:
     assert {capacity: len(rooms) for capacity, rooms in segment._free.items()} == {64: 1}
 
 
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_kernels_may_want_the_weights_in_another_order(name: str) -> None:
+    fast, model, _ = pair(name)
+    (segment,) = [m for m in fast._run[0].modules() if isinstance(m, Segment)]
+    g = torch.Generator().manual_seed(0)
+    orders = [o if o is None else o[torch.randperm(len(o), generator=g).numpy()] for o in segment.order.values()]
+    room = Room(segment._translated(64), orders)
+    full = [model.get_parameter(name) for name in segment.order]
+    given = [p.detach().clone() if o is None else p.detach().flatten()[o] for p, o in zip(full, orders, strict=True)]
+    x, ours, at, modes = batch(name, 20)[0], torch.empty(20, CLASSES), segment.addresses(given), segment.modes
+    room.forward(x.data_ptr(), ours.data_ptr(), 20, modes, given, at)
+    theirs = model(x)
+    close(ours, theirs.detach())
+    slope = torch.randn(20, CLASSES, generator=g)
+    theirs.backward(slope)
+    for found, p, o in zip(room.backward(slope.data_ptr(), 0, modes, at), full, orders, strict=True):
+        assert p.grad is not None
+        close(found, p.grad if o is None else p.grad.flatten()[o])
+
+
 def test_replaced_data_are_taken_up() -> None:
     fast, model, _ = pair("mlp")
     x, _ = batch("mlp", 5)
@@ -487,6 +508,34 @@ def test_inference_is_the_masked_models(name: str) -> None:
     spread = np.repeat(x.numpy(), 2, axis=-1)[..., ::2]
     assert not spread.flags.c_contiguous
     assert np.array_equal(run(spread), whole.numpy())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3, 1.0]))
+@settings(max_examples=25, deadline=None)
+def test_inference_of_one_example_is_that_of_many(seed: int, density: float) -> None:
+    """Chains of convolutions with kernels for a single example, any padding, dilation, width and dead channels."""
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    side, channels, layers = draw.randint(6, 20), draw.randint(1, 3), list[nn.Module]()
+    shape = (channels, side, draw.randint(6, 20))
+    for _ in range(draw.randint(1, 3)):
+        wider, kernel = draw.randint(1, 6), draw.choice([1, 2, 3])
+        padding: Any = draw.choice([0, 1, "same"])
+        layers.append(nn.Conv2d(channels, wider, kernel, padding=padding, dilation=draw.choice([1, 1, 2])))
+        layers += [nn.ReLU()] * draw.randint(0, 1) + [nn.MaxPool2d(2, draw.choice([1, 2]))] * draw.randint(0, 1)
+        channels = wider
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(CLASSES))
+    x = torch.randn(2, *shape)
+    try:
+        model(x)
+    except RuntimeError:  # the images became too small for another layer
+        return
+    mask = mask_of(model, density)
+    run = compile(model, mask, x, inference=True)
+    mask.apply_(model)
+    close(run(x[:1]), model(x[:1]).detach())
+    close(run(x), model(x).detach())
 
 
 def test_inference_drops_dropout_and_can_be_shared_by_threads() -> None:

@@ -74,7 +74,7 @@ def test_every_step_on_every_engine_is_that_of_float64(
             session.load(state)
             found = session.stretch(1)
             if kinks.margin > 2e-6:
-                assert found == pytest.approx(loss, rel=1e-5, abs=1e-6), type(session)
+                assert found == pytest.approx(loss, rel=1e-4, abs=1e-5), type(session)
                 assert_near(session.state(), exact, compact._compaction.kept)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tombola.engines.compact import CompactSession
 from tombola.engines.masked import MaskedSession
+from tombola.engines.tracing import UnsupportedError
 from tombola.errors import InputError, suggestion
 from tombola.mask import Mask
 from tombola.recipe import Recipe
@@ -96,4 +97,7 @@ def open_session(
     """
     if plan.engine not in ENGINES:
         raise InputError(f"unknown engine {plan.engine!r}.{suggestion(plan.engine, ENGINES)}")
-    return ENGINES[plan.engine](model, mask, task, train, recipe, seed)
+    try:
+        return ENGINES[plan.engine](model, mask, task, train, recipe, seed)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"the {plan.engine} engine can't run this training: {error}; use engine auto") from error

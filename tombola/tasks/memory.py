@@ -31,7 +31,7 @@ def in_memory(data: Examples) -> InMemory | None:
         return InMemory(data.x.reshape(len(data), -1).numpy(), scale, shift, data.y.contiguous().numpy())
     if isinstance(data, _Tensors) and _labelled(data.tensors):
         x, y = data.tensors
-        rows = x.detach().reshape(len(x), -1).contiguous().numpy()
+        rows = x.detach().flatten(1).contiguous().numpy()
         features = rows.shape[1]
         return InMemory(rows, np.ones(features, np.float32), np.zeros(features, np.float32), y.contiguous().numpy())
     if isinstance(data, _Part) and (whole := in_memory(data.whole)) is not None:

@@ -89,6 +89,7 @@ def prefetch_next(frame, source, pitch, thread, threads):
 
 
 def _tiled(line: Any) -> Any:
+    @helper
     def gather(args, frame, thread, threads):
         source, pitch, features, scale, shift, x = fields(args, 6)
         groups = (load_i64(frame + COUNT) + 15) // 16
@@ -102,6 +103,7 @@ def _tiled(line: Any) -> Any:
 
 
 def _images(line: Any, bytes_each: int) -> Any:
+    @helper
     def gather(args, frame, thread, threads):
         source, pitch, channels, height, width, scale, shift, x, row_pitch, plane_pitch, group_pitch = fields(args, 11)
         groups = (load_i64(frame + COUNT) + 15) // 16
@@ -117,15 +119,35 @@ def _images(line: Any, bytes_each: int) -> Any:
     return gather
 
 
-def _named(name: str, function: Any) -> Any:
-    function.__name__ = function.__qualname__ = name
-    return kernel(function)
+_tiled_bytes, _tiled_floats = _tiled(_byte_line), _tiled(_float_line)
+_image_bytes, _image_floats = _images(_byte_line, 1), _images(_float_line, 4)
 
 
-gather_tiled_bytes = _named("gather_tiled_bytes", _tiled(_byte_line))
-gather_tiled_floats = _named("gather_tiled_floats", _tiled(_float_line))
-gather_image_bytes = _named("gather_image_bytes", _images(_byte_line, 1))
-gather_image_floats = _named("gather_image_floats", _images(_float_line, 4))
+# Each a function of its own: numba keeps no machine code on disk for one that is made with other compiled functions.
+
+
+@kernel
+def gather_tiled_bytes(args, frame, thread, threads):
+    """Rows of uint8 into a tiled activation."""
+    _tiled_bytes(args, frame, thread, threads)
+
+
+@kernel
+def gather_tiled_floats(args, frame, thread, threads):
+    """Rows of float32 into a tiled activation."""
+    _tiled_floats(args, frame, thread, threads)
+
+
+@kernel
+def gather_image_bytes(args, frame, thread, threads):
+    """Rows of uint8 into images."""
+    _image_bytes(args, frame, thread, threads)
+
+
+@kernel
+def gather_image_floats(args, frame, thread, threads):
+    """Rows of float32 into images."""
+    _image_floats(args, frame, thread, threads)
 
 
 class Source:

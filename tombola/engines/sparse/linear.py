@@ -29,7 +29,7 @@ class Linear:
         rows, columns = mask.nonzero()
         self._whole, self._whole_t = segments(rows, mask.shape[0]), segments(columns, mask.shape[1])
         self._pointer, forward, self._blocks = _blocked(rows, columns, *mask.shape)
-        rows, columns = rows[forward], columns[forward]
+        self.output, self.input = rows, columns = rows[forward], columns[forward]
         self._index = (4 * columns).astype(np.int32)
         self._pointer_t, backward, self._blocks_t = _blocked(columns, rows, *mask.shape[::-1])
         self._index_t, self._place = (4 * rows[backward]).astype(np.int32), (4 * backward).astype(np.int32)

@@ -200,15 +200,14 @@ def _bytes(places: Ints) -> NDArray[np.int32]:
 
 
 def _linear(layer: Linear, value: _Value) -> Call:
-    inputs, outputs = len(value.places), layer.y.channels
-    rows, columns = np.divmod(layer.parameters[0].order, inputs)
+    rows, columns, outputs = layer.output, layer.input, layer.y.channels
     counts = np.bincount(rows, minlength=outputs)
     # Rows of one length follow each other: the processor foresees where they end.
     to = np.argsort(counts, kind="stable")
     order = np.lexsort((columns, np.argsort(to)[rows]))
     pointer = np.concatenate([[0], np.cumsum(counts[to])]).astype(np.int32)
     x, y = value.array, np.zeros(outputs, np.float32)
-    index, weights = _bytes(value.places[columns[order]]), layer.parameters[0].value[order]
+    index, weights = _bytes(value.places[columns[order]]), layer.weight.value[order]
     value.array, value.places = y, np.arange(outputs)
     return call(one_vector, outputs, pointer, index, weights, _bytes(to), _bias(layer), x, y, layer.relu)
 
@@ -230,17 +229,10 @@ def _padded(layer: Convolution, value: _Value) -> list[Call]:
 def _convolution(layer: Convolution, value: _Value, rows: int, columns: int) -> Call:
     x, y = layer.x, layer.y
     length = (y.height - 1) * value.row + y.width
-    last = (y.height - 1 + layer.rows.dilation * (layer.rows.kernel - 1)) * value.row
     planes = value.places[:: x.height * x.width] - layer.rows.padding * value.row - layer.columns.padding
     # What torch pads on the far side alone (padding="same", even kernels) isn't there.
-    reach = layer.rows.padding * value.row + last, value.row * (x.height + 2 * layer.rows.padding)
-    wide = layer.columns.dilation * (layer.columns.kernel - 1) + y.width <= x.width + 2 * layer.columns.padding
-    if (
-        length < 16
-        or not wide
-        or reach[0] - layer.rows.padding * value.row >= reach[1]
-        or value.row < y.width + columns
-    ):
+    inside = all(a.output + a.dilation * (a.kernel - 1) <= a.input + 2 * a.padding for a in (layer.rows, layer.columns))
+    if length < 16 or not inside or value.row < y.width + columns:
         raise _Unfit
     offset = layer.row * layer.rows.dilation * value.row + layer.column * layer.columns.dilation
     order = np.argsort(layer.output, kind="stable")

@@ -285,29 +285,37 @@ def _adaptive_average(t: Translation, node: fx.Node) -> None:
 
 
 def _functional_max_pool(t: Translation, node: fx.Node) -> None:
-    (x, y), (kernel, stride, padding) = t.ends(node), _window(t, node)
-    t.add(node, MaxPool(x, y, kernel, stride, padding), x)
+    x, y = t.ends(node)
+    given = _given(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    if _pair(given.get("dilation", 1)) != (1, 1) or given.get("return_indices"):
+        raise t.unsupported(node, " with dilation or indices")
+    t.add(node, MaxPool(x, y, *_window(given), bool(given.get("ceil_mode"))), x)
 
 
 def _functional_average_pool(t: Translation, node: fx.Node) -> None:
-    (x, y), (kernel, stride, padding) = t.ends(node), _window(t, node)
-    t.add(node, AveragePool(x, y, kernel, stride, padding), x)
+    x, y = t.ends(node)
+    given = _given(node, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    if given.get("divisor_override") is not None:
+        raise t.unsupported(node, " with a divisor of its own")
+    ceil_mode, padding_counts = bool(given.get("ceil_mode")), bool(given.get("count_include_pad", True))
+    t.add(node, AveragePool(x, y, *_window(given), ceil_mode, padding_counts), x)
 
 
-def _window(t: Translation, node: fx.Node) -> tuple[Pair, Pair, Pair]:
-    """Kernel, stride and padding of a pooling function that is called with no more than these."""
-    given = dict(zip(("kernel_size", "stride", "padding"), node.args[1:4], strict=False)) | dict(node.kwargs)
-    if len(node.args) > 4 or given.keys() - {"kernel_size", "stride", "padding"}:
-        raise t.unsupported(node, " with more than kernel_size, stride and padding: use the module")
-    kernel = _pair(given["kernel_size"])
-    stride = given.get("stride")
-    return kernel, kernel if stride is None else _pair(stride), _pair(given.get("padding", 0))
+def _given(node: fx.Node, *names: str) -> dict[str, Any]:
+    """The arguments of a function after its first, by name."""
+    return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+
+
+def _window(given: dict[str, Any]) -> tuple[Pair, Pair, Pair]:
+    """Kernel, stride and padding of a pooling."""
+    kernel, stride = _pair(given["kernel_size"]), given.get("stride") or given["kernel_size"]
+    return kernel, _pair(stride), _pair(given.get("padding", 0))
 
 
 def _mean(t: Translation, node: fx.Node) -> None:
     """The mean over rows and columns: a pooling to one pixel, then flattened where the dimensions are dropped."""
     x, y = t.ends(node)
-    given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    given = _given(node, "dim", "keepdim")
     dims = given.pop("dim", None)
     given.pop("keepdim", None)
     if not x.images or given or not isinstance(dims, (tuple, list)) or {int(d) % 4 for d in dims} != {2, 3}:
