@@ -3,159 +3,34 @@
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import itertools
 import pickle
-import random
-import threading
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled_nets import (
+    CLASSES,
+    NETS,
+    Twice,
+    batch,
+    close,
+    gradients,
+    mask_of,
+    mlp,
+    pair,
+    step,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 import tombola as tb
-from tombola.engines.sparse.modules import SparseModule, compile
+from tombola.engines.sparse.modules import compile
 from tombola.engines.sparse.segment import Room, Segment
 from tombola.engines.tracing import UnsupportedError
 from tombola.errors import InputError, TombolaError
-
-CLASSES = 3
-
-
-class Residual(nn.Module):
-    """Two branches, batch normalisation, strides, and a mean over pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.conv1, self.norm1 = nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.short = nn.Conv2d(6, 8, 1, stride=2)
-        self.fc = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x)))
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        out: Tensor = self.fc(F.relu(y + self.short(x)).mean((2, 3)))
-        return out
-
-
-class Attention(nn.Module):
-    """Tokens: all but the last layer are torch's, one of them under the mask, and one parameter is read directly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.scale = nn.Linear(4, 8), nn.Parameter(torch.full((8,), 0.7))
-        self.attention, self.unused = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(2, 2)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x) * self.scale
-        out: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].sum(1))
-        return out
-
-
-class Twice(nn.Module):
-    """One module at two places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared, self.last = nn.Linear(12, 12), nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.shared(F.relu(self.shared(x))))
-        return out
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 21), nn.ReLU(), nn.Linear(21, CLASSES))
-
-
-def normed() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, CLASSES))
-
-
-def mixed() -> nn.Module:
-    """Three stretches with operations between them that the sparse engine lacks."""
-    first = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 16))
-    second = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
-    return nn.Sequential(first, nn.GELU(), second, nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, CLASSES))
-
-
-def convolutional() -> nn.Module:
-    layers = (nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 3))
-    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(28, CLASSES))
-
-
-def ends_in_images() -> nn.Module:
-    """A stretch that gives images to an operation of torch."""
-    return nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Softplus(), nn.Flatten(), nn.Linear(5 * 36, CLASSES))
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "mlp": (mlp, (12,), 1),
-    "normed": (normed, (12,), 1),
-    "mixed": (mixed, (12,), 3),
-    "convolutional": (convolutional, (2, 8, 8), 1),
-    "residual": (Residual, (2, 8, 8), 1),
-    "ends in images": (ends_in_images, (2, 8, 8), 2),
-    "attention": (Attention, (5, 4), 1),
-}
-"""Each with the shape of an example, and how many sparse segments it must become."""
-
-
-def mask_of(model: nn.Module, density: float = 0.4) -> tb.Mask:
-    g = torch.Generator().manual_seed(1)
-    return tb.Mask({n: torch.rand(p.shape, generator=g) < density for n, p in tb.prunable(model).items()})
-
-
-def pair(name: str, density: float = 0.4) -> tuple[SparseModule, nn.Module, tb.Mask]:
-    """A compiled net, and the model that it stands for, its pruned weights at 0."""
-    make, shape, _ = NETS[name]
-    torch.manual_seed(0)
-    model = make()
-    mask = mask_of(model, density)
-    fast = compile(model, mask, torch.zeros(2, *shape))
-    mask.apply_(model)
-    return fast, model, mask
-
-
-def batch(name: str, examples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(examples, *NETS[name][1], generator=g), torch.randint(CLASSES, (examples,), generator=g)
-
-
-def gradients(model: nn.Module, mask: tb.Mask) -> dict[str, Tensor]:
-    """Gradients by name, in the model's shapes and under the mask."""
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    if isinstance(model, SparseModule):
-        return {n: model._packed[n].expand(g) if n in model._packed else g for n, g in found.items()}
-    return {n: g * mask[n] if n in mask else g for n, g in found.items()}
-
-
-def close(a: Any, b: Any, tolerance: float = 2e-5) -> None:
-    """Two tensors, or dicts of them, alike but for the order of sums."""
-    if isinstance(a, Tensor):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-        return
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(
-            a[name], b[name], rtol=tolerance, atol=tolerance, msg=functools.partial("{}: {}".format, name)
-        )
-
-
-def step(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    loss = F.cross_entropy(model(x), y)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -483,93 +358,3 @@ def test_what_cannot_be_is_refused() -> None:
         compile(recurrent, mask_of(recurrent), torch.zeros(2, 3, 4))
     with pytest.raises(TombolaError, match="create_graph"):
         torch.autograd.grad(fast(x).sum(), fast.get_parameter("1.weight"), create_graph=True)
-
-
-@pytest.mark.parametrize("name", ["mlp", "normed", "convolutional", "residual"])
-def test_inference_is_the_masked_models(name: str) -> None:
-    make, shape, _ = NETS[name]
-    torch.manual_seed(0)
-    model = make()
-    for _ in range(3):
-        model(batch(name, 50)[0])  # running statistics
-    mask = mask_of(model, 0.15)
-    run = compile(model, mask, torch.zeros(2, *shape), inference=True)
-    mask.apply_(model.eval())
-    whole = run(batch(name, 130)[0])
-    for examples in (0, 1, 7, 64, 65, 130):
-        x = batch(name, 130)[0][:examples]
-        with torch.no_grad():
-            wanted = model(x)
-        ours = run(x)
-        close(ours, wanted, 1e-4)
-        assert examples == 1 or torch.equal(ours, whole[:examples])
-        assert not ours.requires_grad
-        assert np.array_equal(run(x.numpy()), ours.numpy())
-    spread = np.repeat(x.numpy(), 2, axis=-1)[..., ::2]
-    assert not spread.flags.c_contiguous
-    assert np.array_equal(run(spread), whole.numpy())
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
-@given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3, 1.0]))
-@settings(max_examples=25, deadline=None)
-def test_inference_of_one_example_is_that_of_many(seed: int, density: float) -> None:
-    """Chains of convolutions with kernels for a single example, any padding, dilation, width and dead channels."""
-    torch.manual_seed(seed)
-    draw = random.Random(seed)
-    side, channels, layers = draw.randint(6, 20), draw.randint(1, 3), list[nn.Module]()
-    shape = (channels, side, draw.randint(6, 20))
-    for _ in range(draw.randint(1, 3)):
-        wider, kernel = draw.randint(1, 6), draw.choice([1, 2, 3])
-        padding: Any = draw.choice([0, 1, "same"])
-        layers.append(nn.Conv2d(channels, wider, kernel, padding=padding, dilation=draw.choice([1, 1, 2])))
-        layers += [nn.ReLU()] * draw.randint(0, 1) + [nn.MaxPool2d(2, draw.choice([1, 2]))] * draw.randint(0, 1)
-        channels = wider
-    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(CLASSES))
-    x = torch.randn(2, *shape)
-    try:
-        model(x)
-    except RuntimeError:  # the images became too small for another layer
-        return
-    mask = mask_of(model, density)
-    run = compile(model, mask, x, inference=True)
-    mask.apply_(model)
-    close(run(x[:1]), model(x[:1]).detach())
-    close(run(x), model(x).detach())
-
-
-def test_inference_drops_dropout_and_can_be_shared_by_threads() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 50), nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, CLASSES))
-    mask = mask_of(model)
-    run = compile(model, mask, torch.zeros(1, 12), inference=True)
-    mask.apply_(model.eval())
-    close(run(batch("mlp", 8)[0]), model(batch("mlp", 8)[0]).detach())
-    inputs = [batch("mlp", 1 + n, n)[0].numpy() for n in range(4)]
-    wanted = [run(x) for x in inputs]
-    wrong: list[int] = []
-
-    def work(number: int) -> None:
-        wrong.extend(1 for _ in range(200) if not np.array_equal(run(inputs[number]), wanted[number]))
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_inference_says_what_it_cannot_do() -> None:
-    model = mixed()
-    with pytest.raises(UnsupportedError, match=r"inference: operation GELU \(_1\); operation LayerNorm \(_3\)"):
-        compile(model, mask_of(model), torch.zeros(1, 12), inference=True)
-    images = nn.Sequential(nn.Conv2d(2, 3, 3))
-    with pytest.raises(UnsupportedError, match="one tensor of shape"):
-        compile(images, mask_of(images), torch.zeros(1, 2, 5, 5), inference=True)
-    run = compile(mlp(), mask_of(mlp()), torch.zeros(1, 12), inference=True)
-    for wrong in (np.zeros((2, 12)), np.zeros((2, 11), np.float32), torch.zeros(2, 12).double(), [[0.0] * 12]):
-        with pytest.raises(InputError, match=r"takes float32 batches of shape \(N, 12\) on the CPU, but got"):
-            run(wrong)  # type: ignore[type-var]
-    with pytest.raises(TombolaError, match="can't be pickled or copied"):
-        copy.deepcopy(run)

@@ -34,7 +34,7 @@ def plain_net() -> nn.Module:
 
 def image_net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 2), nn.Flatten(), nn.Linear(6, 3))
+    return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(12, 3))
 
 
 def image_task(**recipe: Any) -> Task:
@@ -215,7 +215,7 @@ class Held:
         return self.data
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -235,10 +235,10 @@ def test_a_resumed_run_keeps_its_engine_whatever_would_be_measured_now(
 
     def kill(done: int, of: int, row: Any) -> None:
         if done == 30:
-            raise Killed
+            raise KilledError
 
     held = Held()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(task, splits, task.recipe, 3, image_net(), mask, slot=Slot(held, "run", every=0), watch=kill)
     assert held.data is not None
     for path in own_cache.rglob("choices/*.json"):
