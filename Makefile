@@ -22,8 +22,8 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 
 bench: .venv/run.stamp
-	for part in masked_step guard loop startup machine sparse_step sparse_networks ladder first_touch two_seeds; do \
-		$(BIN)/python benchmarks/$$part.py || exit 1; done
+	for part in masked_step guard loop startup machine sparse_step convolution inference sparse_networks ladder \
+		first_touch two_seeds; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 clean:
 	rm -rf .venv runs tombola-out build dist *.egg-info

@@ -47,3 +47,13 @@ def test_own_task_draws_a_ticket_whose_file_gives_it_back(tmp_path: Path) -> Non
     dense, ticket = numbers(lines["dense net"])[0], numbers(lines["ticket"])[0]
     assert dense > 0.85
     assert ticket > dense - 0.03
+
+
+def test_own_loop_sparse_trains_the_kept_weights_only(tmp_path: Path) -> None:
+    lines = printed("own_loop_sparse.py", tmp_path)
+    total, biases = 64 * 300 + 300 * 100 + 100 * 10, 300 + 100 + 10
+    assert numbers(lines["numbers to train"]) == [total // 10 + biases, total + biases]
+    assert "GELU" in lines["left to torch"]
+    assert numbers(lines["ticket"])[0] > 0.9
+    zeros, pruned = numbers(lines["after training"])
+    assert zeros == pruned == total - total // 10
