@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 
 import torch
 from baselines import Compiled, Loop, Normalised, compiled, eager, evaluate, with_masks
-from machine import heading
 from real_masks import Data, grey_images, lenet_task
-from timing import table
+from timing import header, table
 
 import tombola as tb
 from tombola.lab import Event
@@ -120,7 +119,7 @@ def main() -> None:
     data = grey_images()
     rival, whole = climb(data, steps, measured=30 if given.quick else 300)
     shorter = "" if steps == PAPER_STEPS else f" (shortened from {PAPER_STEPS:,}; fixed costs weigh more)"
-    print(heading(f"{len(rival.rounds)} trainings of LeNet-300-100 on {data.told}, {steps:,} steps each{shorter}"))
+    print(header(f"{len(rival.rounds)} trainings of LeNet-300-100 on {data.told}, {steps:,} steps each{shorter}", None))
     print(report(rival, whole))
 
 

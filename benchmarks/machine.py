@@ -119,11 +119,6 @@ def _caches() -> dict[int, int]:
     return sizes
 
 
-def heading(about: str) -> str:
-    """The header of a table whose figures aren't medians of interleaved repeats."""
-    return header(about, 1).replace(" Median of 1 interleaved repeats (in brackets the middle half).", "")
-
-
 def described(found: Limits) -> str:
     """The limits in one line, to stand above a table of shares."""
     return (
@@ -141,7 +136,7 @@ def main() -> None:
     for level, rate in ((1, found.first), (2, found.second), (3, found.third)):
         rows.append((f"one 64-byte operand from cache level {level}", f"{sets[level] >> 10:,} KiB", rate))
     rows.append(("torch.mm, 1024 to 2048 square", "-", found.product))
-    print(heading("Limits of float32 arithmetic on one thread, each the best of many tries"))
+    print(header("Limits of float32 arithmetic on one thread, each the best of many tries", None))
     print(table(("what", "working set", "GFLOP/s"), [(name, size, f"{rate:.1f}") for name, size, rate in rows]))
 
 

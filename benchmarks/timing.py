@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,13 +39,17 @@ def begin(about: str) -> bool:
     return quick
 
 
-def header(about: str, repeats: int) -> str:
-    """What was measured, on which machine, with which versions, how often; and a warning where it wasn't idle."""
+def header(about: str, repeats: int | None) -> str:
+    """What was measured, on which machine, with which versions, how often; and a warning where it wasn't idle.
+
+    ``repeats`` is None where the figures are no medians of interleaved repeats.
+    """
+    often = "" if repeats is None else f" Median of {repeats} interleaved repeats (in brackets the middle half)."
     lines = [
         f"{about}.",
         f"Machine: {_processor()}, {os.cpu_count()} processors, torch on {torch.get_num_threads()} thread. "
         f"Versions: tombola {tb.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, "
-        f"Python {platform.python_version()}. Median of {repeats} interleaved repeats (in brackets the middle half).",
+        f"numba {version('numba')}, Python {platform.python_version()}.{often}",
     ]
     load = os.getloadavg()[0]
     if load > BUSY:

@@ -19,10 +19,8 @@ class Residual(nn.Module):
 
     def __init__(self, draw: random.Random, channels: int, images: bool) -> None:
         super().__init__()
-        self.ending, self.relu = (
-            draw.choice(["+", "torch.add", "iadd"]),
-            draw.choice([nn.ReLU(), nn.ReLU(True), F.relu]),
-        )
+        self.ending = draw.choice(["+", "torch.add", "iadd"])
+        self.relu: nn.Module = draw.choice([nn.ReLU(), nn.ReLU(inplace=True)])
         self.first, self.norm = layer(draw, channels, channels, images, same=True), norm(draw, channels, images)
         self.second = layer(draw, channels, channels, images, same=True)
         self.skip = nn.Identity() if draw.random() < 0.6 else layer(draw, channels, channels, images, same=True)
@@ -34,21 +32,23 @@ class Residual(nn.Module):
             y += x
         else:
             y = torch.add(x, y) if self.ending == "torch.add" else x + y
-        return self.relu(y)
+        out: Tensor = self.relu(y)
+        return out
 
 
 def layer(draw: random.Random, inputs: int, outputs: int, images: bool, same: bool = False) -> nn.Module:
     bias = draw.random() < 0.6
     if not images:
         return nn.Linear(inputs, outputs, bias=bias)
-    kernel, dilation = draw.choice([1, 2, 3, (3, 1)]), draw.choice([1, 1, 2])
+    pick: Any = draw.choice
+    kernel, dilation = pick([1, 2, 3, (3, 1)]), pick([1, 1, 2])
     groups = inputs if inputs == outputs and draw.random() < 0.3 else 1
     if same:
-        return nn.Conv2d(inputs, outputs, 3, padding=draw.choice([1, "same"]), groups=groups, bias=bias)
+        return nn.Conv2d(inputs, outputs, 3, padding=pick([1, "same"]), groups=groups, bias=bias)
     if draw.random() < 0.3:  # torch warns of an even kernel that is padded to the same size
-        kernel = draw.choice([1, 3, (3, 1)])
+        kernel = pick([1, 3, (3, 1)])
         return nn.Conv2d(inputs, outputs, kernel, padding="same", dilation=dilation, groups=groups, bias=bias)
-    stride, padding = draw.choice([(1, 0), (1, 1), (1, 2), (2, 1), ((1, 2), (0, 1))])
+    stride, padding = pick([(1, 0), (1, 1), (1, 2), (2, 1), ((1, 2), (0, 1))])
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
 
 
@@ -93,22 +93,23 @@ def sparse_net(seed: int) -> tuple[nn.Module, tuple[int, ...]]:
         if draw.random() < 0.6
         else (draw.randint(1, 70),)
     )
-    images, channels, layers = len(shape) == 3, shape[0], []
+    images, channels = len(shape) == 3, shape[0]
+    layers: list[nn.Module] = []
+    pick: Any = draw.choice
     if not images and draw.random() < 0.5:
         layers.append(nn.Flatten())
     for _ in range(draw.randint(1, 2 if images else 3)):
-        outputs = draw.choice([channels, draw.randint(1, 5 if images else 40)])
+        outputs = pick([channels, draw.randint(1, 5 if images else 40)])
         layers += [layer(draw, channels, outputs, images), norm(draw, outputs, images)]
-        layers += draw.choice([[nn.ReLU()], [nn.Identity(), nn.ReLU()], [nn.ReLU(), nn.Dropout(0.0)], []])
+        layers += pick([[nn.ReLU()], [nn.Identity(), nn.ReLU()], [nn.ReLU(), nn.Dropout(0.0)], []])
         channels = outputs
     if draw.random() < 0.5:
         layers.append(Residual(draw, channels, images))
     if images:
-        layers += [pool(draw), draw.choice([nn.Flatten(), Mean("method"), Mean("keep"), Mean("torch"), nn.Flatten()])]
-    net = nn.Sequential(*layers, nn.LazyLinear(draw.randint(2, 12)), *([nn.ReLU()] if draw.random() < 0.3 else []))
-    net.append(
-        nn.Linear(net[-1 if isinstance(net[-1], nn.LazyLinear) else -2].out_features, 3, bias=draw.random() < 0.7)
-    )
+        layers += [pool(draw), pick([nn.Flatten(), Mean("method"), Mean("keep"), Mean("torch"), nn.Flatten()])]
+    width = draw.randint(2, 12)
+    layers += [nn.LazyLinear(width), *pick([[nn.ReLU()], [], []])]
+    net = nn.Sequential(*layers, nn.Linear(width, 3, bias=draw.random() < 0.7))
     with torch.no_grad():
         net.eval()(torch.zeros(2, *shape))
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):

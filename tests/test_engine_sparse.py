@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from toy import same
 
 import tombola as tb
+from tombola.engines.base import Session
 from tombola.engines.compact import CompactSession
 from tombola.engines.evaluation import evaluate
 from tombola.engines.masked import MaskedSession
@@ -45,7 +47,7 @@ def assert_near(found: dict[str, Tensor], exact: dict[str, Tensor], kept: dict[s
         if "running_" in name and kept[buffer][0] is not None:
             value, other = value[kept[buffer][0]], other[kept[buffer][0]]
         torch.testing.assert_close(
-            other.double(), value.double(), rtol=1e-4, atol=5e-5, msg=lambda t, n=name: f"{n}: {t}"
+            other.double(), value.double(), rtol=1e-4, atol=5e-5, msg=partial("{}: {}".format, name)
         )
 
 
@@ -63,7 +65,7 @@ def test_every_step_on_every_engine_is_that_of_float64(
     args = (mask, task, examples((x, y)), task.recipe, seed)
     reference = MaskedSession(sparse_net(seed)[0].double(), mask, task, examples((x.double(), y)), task.recipe, seed)
     compact = CompactSession(sparse_net(seed)[0], *args)
-    sessions = [SparseSession(net, *args), MaskedSession(sparse_net(seed)[0], *args), compact]
+    sessions: list[Session] = [SparseSession(net, *args), MaskedSession(sparse_net(seed)[0], *args), compact]
     for step in range(4):
         state = sessions[step % 3].state()
         reference.load({n: v.double() if v.is_floating_point() else v for n, v in state.items()})

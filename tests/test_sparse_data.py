@@ -110,7 +110,7 @@ def torch_loss(logits: Floats, targets: NDArray[np.int64]) -> tuple[float, NDArr
     ours = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     y = torch.from_numpy(targets)
     loss = F.cross_entropy(ours, y)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert ours.grad is not None
     return loss.item() * len(y), ours.grad.numpy(), int((torch.from_numpy(logits).argmax(1) == y).sum())
 

@@ -67,7 +67,7 @@ class Case:
 
     @property
     def old(self) -> NDArray[np.float32]:
-        return self.whole(2, self.count, self.inputs)[0]
+        return self.whole(self.count, self.inputs, 2)[:, :, 0]
 
 
 @st.composite
@@ -75,8 +75,9 @@ def cases(draw: st.DrawFn) -> Case:
     # Wide enough to be cut into blocks of columns, in one direction or the other, or small.
     sizes = st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.sampled_from([(400, 9), (7, 350)]))
     inputs, outputs = draw(sizes)
-    flags = [draw(st.booleans()) for _ in range(4)]
-    return Case(draw(st.integers(1, 200)), inputs, outputs, draw(DENSITIES), *flags, draw(st.integers(0, 2**31)))
+    bias, relu, gated, accumulate = (draw(st.booleans()) for _ in range(4))
+    count, density, seed = draw(st.integers(1, 200)), draw(DENSITIES), draw(st.integers(0, 2**31))
+    return Case(count, inputs, outputs, density, bias, relu, gated, accumulate, seed)
 
 
 def results(case: Case, threads: int) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -54,8 +55,20 @@ def kernel(function: Callable[[int, int, int, int], None]) -> Kernel:
     return Kernel(function)
 
 
+_made: Counter[str] = Counter()
+
+
 def helper(function: Callable[..., Any]) -> Any:
-    """A function that kernels call; it is compiled into each of them."""
+    """A function that kernels call; it is compiled into each of them.
+
+    Helpers made by one factory, which have one name, get different ones. numba tells such functions apart by a number
+    that counts what a process has compiled: machine code from two processes, loaded into a third, could call the other
+    one's helper.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+    _made[name] += 1
+    if "<locals>" in name:
+        function.__qualname__ += f"_{_made[name]}"
     return numba.njit(nogil=True, error_model="numpy", inline="never")(function)
 
 
