@@ -18,8 +18,9 @@ import torch
 from timing import begin, header, table
 
 from tombola.engines.sparse.kernel import entry
+from tombola.engines.sparse.memory import broadcast, load, store, zeros
 from tombola.engines.sparse.parts import aligned
-from tombola.engines.sparse.vectors import broadcast, fma, load, store, zeros
+from tombola.engines.sparse.vectors import fma
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from toy import same, toy_data, toy_task
 
 import tombola as tb
+from tombola.engines import evaluate
 from tombola.mask import Mask
 from tombola.tasks.task import Splits, examples
-from tombola.engines import evaluate
 from tombola.training.loop import Outcome, train
 
 

@@ -19,10 +19,10 @@ from tombola.engines.sparse import parts
 from tombola.engines.sparse.gather import Source
 from tombola.engines.sparse.kernel import kernel
 from tombola.engines.sparse.loss import CrossEntropy
+from tombola.engines.sparse.memory import fields, load_f64, load_i64, store_f64, store_i64
 from tombola.engines.sparse.parts import CORRECT, LOSS, aligned, call
 from tombola.engines.sparse.run import Table, as_float
 from tombola.engines.sparse.update import WIDTH, Optimizer
-from tombola.engines.sparse.vectors import fields, load_f64, load_i64, store_f64, store_i64
 from tombola.tasks.data.arrays import Arrays
 from tombola.tasks.memory import InMemory, in_memory
 

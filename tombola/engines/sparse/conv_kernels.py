@@ -23,31 +23,23 @@ from llvmlite import binding
 from numba import config
 
 from tombola.engines.sparse.kernel import helper, kernel
+from tombola.engines.sparse.memory import fields, load, load_f32, load_i32, load_i64, store, store_f32, zeros
 from tombola.engines.sparse.parts import COUNT
-from tombola.engines.sparse.vectors import (
+from tombola.engines.sparse.pixels import (
     add_each,
     dot_at,
     each,
     fence,
-    fields,
     fma_at,
-    fold,
     four_totals,
     gate_each,
-    load,
     load_at,
-    load_f32,
-    load_i32,
-    load_i64,
     load_some_at,
     prefetch_at,
-    store,
     store_at,
-    store_f32,
     stream_at,
-    total,
-    zeros,
 )
+from tombola.engines.sparse.vectors import fold, total
 
 WIDE = config.CPU_NAME in (None, "host") and bool(binding.get_host_cpu_features().get("avx512f"))
 PAIRS = 8 if WIDE else 2

@@ -10,21 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tombola.engines.sparse.kernel import helper, kernel
-from tombola.engines.sparse.parts import COUNT, Activation, Call, Floats, Parameter, call
-from tombola.engines.sparse.vectors import (
+from tombola.engines.sparse.memory import (
     fields,
-    first_lanes,
     load,
     load_f32,
     load_i32,
     load_i64,
-    rectify,
     stack_room,
     store,
     store_f32,
     transpose,
-    where_positive,
 )
+from tombola.engines.sparse.parts import COUNT, Activation, Call, Floats, Parameter, call
+from tombola.engines.sparse.vectors import first_lanes, rectify, where_positive
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tombola.engines.sparse.kernel import helper, kernel
 from tombola.engines.sparse.linear_kernels import tile_lanes
+from tombola.engines.sparse.memory import fields, gather_bytes, gather_floats, load_f32, load_i64, prefetch, store
 from tombola.engines.sparse.parts import (
     COUNT,
     LANES,
@@ -25,15 +26,6 @@ from tombola.engines.sparse.parts import (
     Floats,
     call,
     padded,
-)
-from tombola.engines.sparse.vectors import (
-    fields,
-    gather_bytes,
-    gather_floats,
-    load_f32,
-    load_i64,
-    prefetch,
-    store,
 )
 from tombola.tasks.memory import InMemory
 

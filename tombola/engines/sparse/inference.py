@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from tombola.engines.compaction import Select, compact
 from tombola.engines.sparse.elementwise import group_at, places, write_rows
 from tombola.engines.sparse.kernel import entry, helper, kernel
-from tombola.engines.sparse.parts import COUNT, FRAME_SLOTS, LANES, TILE, Activation, Call, call
-from tombola.engines.sparse.program import Program
-from tombola.engines.sparse.single import INTO, OUT_OF, single_calls
-from tombola.engines.sparse.stretches import obstacles
-from tombola.engines.sparse.translate import translate
-from tombola.engines.sparse.vectors import (
+from tombola.engines.sparse.memory import (
     broadcast,
     fields,
     load,
@@ -33,7 +28,14 @@ from tombola.engines.sparse.vectors import (
     store_i64,
     transpose,
 )
-from tombola.engines.sparse.vectors import call as call_at
+from tombola.engines.sparse.memory import (
+    call as call_at,
+)
+from tombola.engines.sparse.parts import COUNT, FRAME_SLOTS, LANES, TILE, Activation, Call, call
+from tombola.engines.sparse.program import Program
+from tombola.engines.sparse.single import INTO, OUT_OF, single_calls
+from tombola.engines.sparse.stretches import obstacles
+from tombola.engines.sparse.translate import translate
 from tombola.engines.tracing import Traced, UnsupportedError, trace
 from tombola.errors import InputError, TombolaError
 from tombola.mask import Mask

@@ -11,26 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from tombola.engines.sparse.kernel import helper, kernel
+from tombola.engines.sparse.memory import broadcast, fields, load, load_f32, load_i32, load_i64, store, store_f32, zeros
 from tombola.engines.sparse.parts import COUNT
-from tombola.engines.sparse.vectors import (
-    broadcast,
-    dot16,
-    fields,
-    fma,
-    fold,
-    load,
-    load_f32,
-    load_i32,
-    load_i64,
-    rectify,
-    store,
-    store_f32,
-    total,
-    totals,
-    totals4,
-    where_positive,
-    zeros,
-)
+from tombola.engines.sparse.vectors import dot16, fma, fold, rectify, total, totals, totals4, where_positive
 
 # mypy sees numba's functions as untyped; the kernels' own types are all int64 addresses and numbers.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"

@@ -9,26 +9,21 @@ from numpy.typing import NDArray
 
 from tombola.engines.sparse.kernel import Kernel, helper, kernel
 from tombola.engines.sparse.linear_kernels import tile_lanes
-from tombola.engines.sparse.parts import CORRECT, COUNT, LOSS, ORDER, Activation, Call, call
-from tombola.engines.sparse.vectors import (
+from tombola.engines.sparse.memory import (
     broadcast,
     fields,
-    first_lanes,
-    fma,
     load,
     load_f32,
     load_f64,
     load_i64,
-    maximum,
-    power_of_two,
-    round_even,
     store,
     store_f32,
     store_f64,
     store_i64,
-    where_positive,
     zeros,
 )
+from tombola.engines.sparse.parts import CORRECT, COUNT, LOSS, ORDER, Activation, Call, call
+from tombola.engines.sparse.vectors import first_lanes, fma, maximum, power_of_two, round_even, where_positive
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

@@ -14,28 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tombola.engines.sparse.kernel import helper, kernel
-from tombola.engines.sparse.parts import COUNT, Activation, Call, Floats, Parameter, aligned, call
-from tombola.engines.sparse.vectors import (
+from tombola.engines.sparse.memory import (
     broadcast,
-    convert_f32,
     fields,
-    first_lanes,
-    fma,
-    fold,
     load,
     load_f32,
     load_f64,
     load_i64,
     prefetch,
-    rectify,
     store,
     store_f32,
     store_f64,
     store_i64,
-    total,
-    where_positive,
     zeros,
 )
+from tombola.engines.sparse.parts import COUNT, Activation, Call, Floats, Parameter, aligned, call
+from tombola.engines.sparse.vectors import convert_f32, first_lanes, fma, fold, rectify, total, where_positive
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

@@ -23,8 +23,8 @@ LANES = 16
 COUNT, ORDER, LOSS, CORRECT, RATE, CORRECTION_1, CORRECTION_2, NEXT_ORDER, NEXT_COUNT = range(0, 72, 8)
 """Byte offsets in the frame, the record of one step that every kernel may read: examples in the batch (int64), address
 of their indices (int64), sum of the losses so far (float64), right answers so far (int64), learning rate (float64),
-Adam's bias corrections 1 - beta1 ** t and sqrt(1 - beta2 ** t) (float64), the next batch's indices and their number (for
-prefetching)."""
+Adam's bias corrections 1 - beta1 ** t and sqrt(1 - beta2 ** t) (float64), the next batch's indices and their number
+(for prefetching)."""
 FRAME_SLOTS = 16
 
 Floats = NDArray[np.float32]

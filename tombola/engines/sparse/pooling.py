@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 
 from tombola.engines.sparse.kernel import helper, kernel
+from tombola.engines.sparse.memory import broadcast, fields, load, load_i64, store, zeros
 from tombola.engines.sparse.parts import COUNT, Activation, Call, Floats, Parameter, call
-from tombola.engines.sparse.vectors import (
-    broadcast,
-    fields,
-    load,
-    load_i64,
-    maximum,
-    store,
-    where_positive,
-    where_same,
-    zeros,
-)
+from tombola.engines.sparse.vectors import maximum, where_positive, where_same
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -102,7 +93,7 @@ def max_backward_halves(args, frame, thread, threads):
     for p in range(planes * thread // threads, planes * (thread + 1) // threads):
         for h in range(y_height):
             at, upper = p * y_plane + h * y_row, p * x_plane + 2 * h * x_row
-            for w in range(y_width):
+            for _ in range(y_width):
                 best, left_over = load(y + at, 16), load(dy + at, 16)
                 if gated:
                     left_over = where_positive(best, left_over)

@@ -14,6 +14,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from tombola.engines.sparse.kernel import entry, helper
+from tombola.engines.sparse.memory import add_atomically, call, load_atomically, store_f64, store_i64
 from tombola.engines.sparse.parts import (
     CORRECTION_1,
     CORRECTION_2,
@@ -25,7 +26,6 @@ from tombola.engines.sparse.parts import (
     RATE,
     Call,
 )
-from tombola.engines.sparse.vectors import add_atomically, call, load_atomically, store_f64, store_i64
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

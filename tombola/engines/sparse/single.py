@@ -17,20 +17,11 @@ from tombola.engines.sparse.convolution import Convolution
 from tombola.engines.sparse.elementwise import Flatten
 from tombola.engines.sparse.kernel import Kernel, helper, kernel
 from tombola.engines.sparse.linear import Linear
+from tombola.engines.sparse.memory import broadcast, fields, load, load_f32, load_i32, store, store_f32
 from tombola.engines.sparse.parts import Activation, Call, Floats, call
 from tombola.engines.sparse.pooling import MaxPool
 from tombola.engines.sparse.program import Program
-from tombola.engines.sparse.vectors import (
-    broadcast,
-    fields,
-    fma,
-    load,
-    load_f32,
-    load_i32,
-    rectify,
-    store,
-    store_f32,
-)
+from tombola.engines.sparse.vectors import fma, rectify
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tombola.engines.sparse.kernel import helper, kernel
+from tombola.engines.sparse.memory import broadcast, fields, load, load_f64, store
 from tombola.engines.sparse.parts import CORRECTION_1, CORRECTION_2, RATE, Call, Floats, call
-from tombola.engines.sparse.vectors import broadcast, convert_f32, fields, fma, load, load_f64, square_root, store
+from tombola.engines.sparse.vectors import convert_f32, fma, square_root
 from tombola.recipe import Recipe
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
