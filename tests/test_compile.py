@@ -24,7 +24,7 @@ from compiled_nets import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import tombola as tb
 from tombola.engines.sparse.modules import compile
@@ -358,3 +358,48 @@ def test_what_cannot_be_is_refused() -> None:
         compile(recurrent, mask_of(recurrent), torch.zeros(2, 3, 4))
     with pytest.raises(TombolaError, match="create_graph"):
         torch.autograd.grad(fast(x).sum(), fast.get_parameter("1.weight"), create_graph=True)
+
+
+def test_the_example_may_be_left_out_where_the_net_tells_what_it_takes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4))
+    mask, x = mask_of(model), torch.randn(5, 3, 4, requires_grad=True)
+    fast, predict = compile(model, mask), compile(model, mask, inference=True)
+    mask.apply_(model)
+    for shaped in (x, x.flatten(1)):
+        close(fast(shaped), model(shaped))
+        close(predict(shaped.detach()), model(shaped))
+        close(torch.from_numpy(predict(shaped.detach().numpy())), model(shaped))
+    (ours,), (theirs,) = (torch.autograd.grad(net(x).square().sum(), x) for net in (fast, model))
+    close(ours, theirs)
+    with pytest.raises(InputError, match=r"\(N, 12\)"):
+        predict(torch.zeros(5, 3, 5))
+    images = nn.Sequential(nn.Conv2d(1, 2, 5), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 24 * 24, 3))
+    close(compile(images, tb.Mask.full(images))(torch.ones(2, 1, 28, 28)), images(torch.ones(2, 1, 28, 28)))
+    anything = nn.Sequential(nn.Conv2d(1, 2, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    with pytest.raises(InputError, match="several sizes: give an example"):
+        compile(anything, tb.Mask.full(anything))
+    with pytest.raises(InputError, match="any usual input: give an example"):
+        compile(nn.Conv1d(1, 2, 3), tb.Mask.full(nn.Conv1d(1, 2, 3)))
+
+
+class Shortcut(nn.Module):
+    """What goes in is summed with what comes out of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(x + self.first(x))
+
+
+def test_the_gradient_of_an_input_that_is_summed_comes_out() -> None:
+    torch.manual_seed(0)
+    model = Shortcut()
+    mask, x = mask_of(model), torch.randn(7, 8, requires_grad=True)
+    fast = compile(model, mask)
+    mask.apply_(model)
+    for _ in range(2):
+        (ours,), (theirs,) = (torch.autograd.grad(net(x).square().sum(), x) for net in (fast, model))
+        close(ours, theirs)

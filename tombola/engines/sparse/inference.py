@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tombola.engines.compaction import Select, compact
 from tombola.engines.sparse.elementwise import group_at, places, write_rows
+from tombola.engines.sparse.inputs import flattens_first
 from tombola.engines.sparse.kernel import entry, helper, kernel
 from tombola.engines.sparse.memory import (
     broadcast,
@@ -146,7 +147,7 @@ class Inference:
         program.read(traced.module.state_dict())
         inputs = [node for node in traced.module.graph.nodes if node.op == "placeholder"]
         self._shape = tuple(traced.shapes[inputs[0]][1:])
-        self._outputs = program.output.channels
+        self._outputs, self._flat = program.output.channels, flattens_first(traced)
         widths = 4 * prod(self._shape), 4 * self._outputs
         self._batch = _Plan(_calls(program, prod(self._shape)), 0, 0, program.input.examples, widths)
         single = single_calls(program)
@@ -157,7 +158,7 @@ class Inference:
         """The net's output for a batch."""
         if isinstance(x, np.ndarray):
             if x.dtype != _FLOAT32 or x.shape[1:] != self._shape:
-                raise self._refused(x)
+                x = self._flattened(x)
             if not x.flags.c_contiguous:
                 x = np.ascontiguousarray(x)
             y = np.empty((x.shape[0], self._outputs), np.float32)
@@ -165,7 +166,7 @@ class Inference:
                 run_arrays((self._single if len(y) == 1 else self._batch).address, x, y)
             return y
         if not isinstance(x, Tensor) or x.dtype is not torch.float32 or not x.is_cpu or x.shape[1:] != self._shape:
-            raise self._refused(x)
+            x = self._flattened(x)
         rows = x.contiguous()
         result = torch.empty(rows.shape[0], self._outputs)
         plan = self._single if len(rows) == 1 else self._batch
@@ -179,6 +180,14 @@ class Inference:
 
     def __reduce__(self) -> str:
         raise TombolaError("a compiled net can't be pickled or copied: compile the model where it is used")
+
+    def _flattened(self, x: Any) -> Any:
+        """Images as the vectors that a net which begins by flattening makes of them; InputError for anything else."""
+        known = isinstance(x, np.ndarray) and x.dtype == _FLOAT32
+        known = known or (isinstance(x, Tensor) and x.dtype is torch.float32 and x.is_cpu)
+        if not (known and self._flat and x.ndim > 2 and (prod(x.shape[1:]),) == self._shape):
+            raise self._refused(x)
+        return x.reshape(len(x), -1)
 
     def _refused(self, x: object) -> InputError:
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, (np.ndarray, Tensor)) else type(x).__name__

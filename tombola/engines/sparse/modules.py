@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from tombola.engines.sparse.inputs import flattens_first, usual_example
 from tombola.engines.sparse.parts import aligned
 from tombola.engines.sparse.segment import Segment
 from tombola.engines.sparse.stretches import Stretch, find_stretches
@@ -25,18 +26,22 @@ if TYPE_CHECKING:
 
 @overload
 def compile(
-    model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor], *, inference: Literal[False] = False
+    model: nn.Module,
+    mask: Mask,
+    example: Tensor | Sequence[Tensor] | None = None,
+    *,
+    inference: Literal[False] = False,
 ) -> SparseModule: ...
 
 
 @overload
 def compile(
-    model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor], *, inference: Literal[True]
+    model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor] | None = None, *, inference: Literal[True]
 ) -> Inference: ...
 
 
 def compile(
-    model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor], *, inference: bool = False
+    model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor] | None = None, *, inference: bool = False
 ) -> SparseModule | Inference:
     """A net that computes what ``model`` computes under ``mask``, on the CPU, with work for the kept weights only.
 
@@ -47,7 +52,8 @@ def compile(
     mask
         Which weights are kept. What it doesn't cover is kept whole.
     example
-        One batch of inputs, a tensor or a tuple of tensors: shapes are taken from it, but for the size of the batch.
+        One batch of inputs, a tensor or a tuple of tensors: shapes are taken from it, but for the size of the batch. It
+        may be left out where the net itself tells: a linear layer first, or convolutions that fit one usual image size.
     inference
         False: an ``nn.Module`` to train in a loop of one's own, with any optimiser of torch. True: a function of one
         batch, in evaluation mode, with the least overhead a call; it never changes.
@@ -67,6 +73,7 @@ def compile(
                 f"compile takes a model in float32 on the CPU, but {name!r} is {tensor.dtype} on {tensor.device}: "
                 "convert it with model.float().cpu()"
             )
+    example = usual_example(model) if example is None else example
     if inference:
         from tombola.engines.sparse.inference import Inference
 
@@ -98,6 +105,8 @@ class _Plan:
     traced: Traced
     stretches: tuple[Stretch, ...]
     mask: Mask
+    flat: bool
+    """Images are flattened before anything else."""
     note: str
 
 
@@ -125,10 +134,11 @@ class SparseModule(nn.Module):
         self._non_persistent_buffers_set.update(own._non_persistent_buffers_set)
         self.training = model.training
         stretches, reasons = find_stretches(traced)
-        self._plan = _Plan(traced, tuple(stretches), mask, "")
+        flat = flattens_first(traced)
+        self._plan = _Plan(traced, tuple(stretches), mask, flat, "")
         segments = [Segment(stretch, mask, self) for stretch in stretches]
         self._packed = self._pack({name: order for s in segments for name, order in s.order.items()}, mask)
-        self._plan = _Plan(traced, tuple(stretches), mask, _note(segments, reasons, self._packed))
+        self._plan = _Plan(traced, tuple(stretches), mask, flat, _note(segments, reasons, self._packed))
         self._run = _remainder(self, segments)
         self.register_state_dict_post_hook(_expand_state)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_pack_state)  # type: ignore[no-untyped-call]
@@ -140,6 +150,8 @@ class SparseModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the model gives for a batch: the shapes of the example, of any number of examples."""
+        if self._plan.flat and len(inputs) == 1 and inputs[0].dim() > 2:
+            inputs = (inputs[0].flatten(1),)
         return self._run[0](*inputs)
 
     def _pack(self, orders: Mapping[str, NDArray[np.int64] | None], mask: Mask) -> dict[str, _Packed]:

@@ -89,7 +89,7 @@ class Program:
             mode = {"training": False} if number in evaluating and isinstance(step.layer, BatchNorm) else {}
             flags = [wanted(a) for a in step.inputs]
             if isinstance(step.layer, Sum):
-                flags = _hand_over(step, flags)
+                flags = _hand_over(step, flags, self.input)
             calls += step.layer.backward(*(flag for pair in flags for flag in pair), **mode)
         return calls
 
@@ -110,13 +110,14 @@ class Program:
             whole[self._buffer_places.get(name, slice(None))] = array.reshape(-1)
 
 
-def _hand_over(step: Step, flags: list[tuple[bool, bool]]) -> list[tuple[bool, bool]]:
+def _hand_over(step: Step, flags: list[tuple[bool, bool]], source: Activation) -> list[tuple[bool, bool]]:
     """Let one input of a sum take the output's gradient as its own, where the two are the same numbers.
 
-    Nobody reads the output's gradient after the sum has, so that whatever is added to it later does no harm.
+    The program's own input, ``source``, keeps a place of its own, as that is where its gradient is looked for. Nobody
+    reads the output's gradient after the sum has, so that whatever is added to it later does no harm.
     """
     for i, ((wanted, accumulate), a) in enumerate(zip(flags, step.inputs, strict=True)):
-        alone = sum(a is other for other in step.inputs) == 1
+        alone = a is not source and sum(a is other for other in step.inputs) == 1
         if wanted and not accumulate and alone and not a.rectified and a.halo == step.output.halo:
             a.gradient = step.output.gradient
             return [*flags[:i], (False, False), *flags[i + 1 :]]

@@ -13,6 +13,7 @@ from tombola.engines.compaction import compact
 from tombola.engines.evaluation import evaluate
 from tombola.engines.sparse.gather import Source
 from tombola.engines.sparse.loss import CrossEntropy
+from tombola.engines.sparse.norm import BatchNorm
 from tombola.engines.sparse.parts import CORRECT, LOSS, TILE, Activation, padded
 from tombola.engines.sparse.program import Program, put, take
 from tombola.engines.sparse.run import Table, as_float
@@ -201,6 +202,8 @@ def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, reci
         raise UnsupportedError(f"parameter {frozen!r} is frozen (requires_grad is False)")
     held = _held(train)
     program = _translated(model, mask, train, recipe)
+    if min(recipe.batch, len(train)) == 1 and any(isinstance(s.layer, BatchNorm) for s in program.steps):
+        raise UnsupportedError("batch normalisation of batches of one example")
     strange = _strange_label(held, program.output)
     if strange is not None:
         raise UnsupportedError(f"the label {strange} is none of the net's {program.output.channels} outputs")
