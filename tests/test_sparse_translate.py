@@ -108,6 +108,8 @@ ONLY_IMAGES: dict[str, Forward] = {
     "avg_pool2d": lambda n, x: F.avg_pool2d(n.a(x), 2),
     "max_pool2d, part windows": lambda n, x: F.max_pool2d(n.a(x), 4, 3, ceil_mode=True),
     "avg_pool2d, without padding": lambda n, x: F.avg_pool2d(n.a(x), 3, 2, 1, True, False),
+    "avg_pool2d, by size": lambda n, x: (lambda h: F.avg_pool2d(h, h.size()[3]))(n.a(x)),
+    "avg_pool2d, by shape": lambda n, x: (lambda h: F.avg_pool2d(h, (h.shape[2], h.size(dim=-1))))(n.a(x)),
     "view": lambda n, x: (lambda h: h.view(h.size(0), -1))(n.a(x)),
     "reshape": lambda n, x: (lambda h: h.reshape(h.shape[0], -1))(torch.relu(n.a(x))),
     "avg_pool2d, in order": lambda n, x: F.avg_pool2d(torch.relu(n.a(x)), 3, 2, 1),
@@ -196,7 +198,6 @@ REFUSED: list[tuple[str, Forward, tuple[int, ...]]] = [
     ("mean .*rows and columns", lambda n, x: n.a(x).mean(1, keepdim=True), ROWS),
     ("mean .*rows and columns", lambda n, x: n.a(x).mean((1, 2), keepdim=True), IMAGES),
     ("flatten .*shape", lambda n, x: torch.flatten(n.a(x), 2), IMAGES),
-    ("size", lambda n, x: (lambda h: F.avg_pool2d(h, h.size()[3]))(n.a(x)), IMAGES),
     ("module 'net.b' is used twice", lambda n, x: n.b(n.b(n.a(x))), ROWS),
 ]
 

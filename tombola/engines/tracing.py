@@ -67,6 +67,7 @@ def trace(model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor]) -> T
     for copied, original in zip(own.modules(), model.modules(), strict=True):
         copied.training = original.training
     module.training = model.training
+    _constant_sizes(module.graph, shapes)
     _plain_flattens(module.graph, shapes)
     _drop_unused(module.graph)
     return Traced(module, shapes)
@@ -137,6 +138,33 @@ def _shapes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, t
         if node.op == "get_attr" and run.changed(node):
             raise UnsupportedError(f"the forward pass changes {node.target!r} in place")
     return run.shapes
+
+
+def _constant_sizes(graph: fx.Graph, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
+    """Write heights, widths and the like as numbers: ``x.size(3)``, ``x.size()[3]``, ``x.shape[3]``.
+
+    Batches and channels stay as they are, since their number may be another.
+    """
+    for node in list(graph.nodes):
+        source, dim = _asked_size(node)
+        shape = shapes.get(source, ()) if source is not None else ()
+        if not isinstance(dim, int) or not 2 <= dim % max(1, len(shape)) < len(shape):
+            continue
+
+        def size(found: fx.Node, node: fx.Node = node, value: int = shape[dim]) -> Any:
+            return value if found is node else found
+
+        for user in list(node.users):
+            user.args, user.kwargs = fx.map_arg(user.args, size), fx.map_arg(user.kwargs, size)
+
+
+def _asked_size(node: fx.Node) -> tuple[fx.Node | None, object]:
+    """The value and the dimension whose length a node asks for; None where it asks for none."""
+    if node.target == "size" and (len(node.args) == 2 or "dim" in node.kwargs):
+        return node.args[0], node.args[1] if len(node.args) == 2 else node.kwargs["dim"]  # type: ignore[return-value]
+    if node.target is operator.getitem and is_shape(node.args[0]):
+        return node.args[0].args[0], node.args[1]  # type: ignore[union-attr, return-value]
+    return None, None
 
 
 def _plain_flattens(graph: fx.Graph, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
