@@ -107,7 +107,8 @@ def prefetch(typingctx: Any, address: Any) -> Any:
         place = pointer(builder, args[0], I8)
         kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [place, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+        # Into the second-level cache: the first is full of what the step is working on.
+        builder.call(function, [place, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
