@@ -20,7 +20,7 @@ import tombola as tb
 from tombola.draws import draw_recipe
 from tombola.execution import carry_out
 
-ROUNDS = 12
+ROUNDS = 5
 ONE, TWO = "one seed, one process", "two seeds, two processes"
 
 
@@ -34,7 +34,7 @@ def draws(task: tb.Task, seeds: tuple[int, ...], steps: int, rounds: int) -> Non
 
 def main() -> None:
     quick = begin(__doc__ or "")
-    repeats, steps, rounds = (2, 200, 1) if quick else (5, 10_000, ROUNDS)
+    repeats, steps, rounds = (2, 200, 1) if quick else (3, 2_000, ROUNDS)
     os.environ["OMP_NUM_THREADS"] = "1"
     task = tb.get_task("mnist-lenet300" if has("MNIST/raw/train-images-idx3-ubyte") else "digits-mlp")
     arms: dict[str, Callable[[], object]] = {
