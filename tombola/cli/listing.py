@@ -10,8 +10,8 @@ import click
 from tombola.cli import output
 
 # A training step of the dense net with its share of the evaluations, in milliseconds: one core of an AMD EPYC, Zen 4
-# for the fully connected nets, Zen 5 for the others. Later rounds are faster on engines that leave out pruned work: what
-# is computed from these is an upper end.
+# for the fully connected nets, Zen 5 for the others. Later rounds are faster on engines that leave out pruned work, so
+# what is computed from these is an upper end.
 _STEP = {
     "digits-mlp": 0.25,
     "mnist-lenet300": 1.4,
