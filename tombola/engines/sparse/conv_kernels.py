@@ -31,7 +31,6 @@ from tombola.engines.sparse.pixels import (
     each,
     fence,
     fma_at,
-    four_totals,
     gate_each,
     load_at,
     load_some_at,
@@ -39,7 +38,7 @@ from tombola.engines.sparse.pixels import (
     store_at,
     stream_at,
 )
-from tombola.engines.sparse.vectors import fold, total
+from tombola.engines.sparse.vectors import fold, total, totals4
 
 WIDE = config.CPU_NAME in (None, "host") and bool(binding.get_host_cpu_features().get("avx512f"))
 PAIRS = 8 if WIDE else 2
@@ -206,7 +205,7 @@ def weight_gradient(args, frame, thread, threads):  # type: ignore[no-untyped-de
                     s1 = product(d0, d1, xs, source + load_i32(index + 4 * k + 4), x_step)
                     s2 = product(d0, d1, xs, source + load_i32(index + 4 * k + 8), x_step)
                     s3 = product(d0, d1, xs, source + load_i32(index + 4 * k + 12), x_step)
-                    store(gradient + 4 * k, load(gradient + 4 * k, 4) + four_totals(s0, s1, s2, s3))
+                    store(gradient + 4 * k, load(gradient + 4 * k, 4) + totals4(s0, s1, s2, s3))
                     k += 4
                 while k < end:
                     s = product(d0, d1, xs, source + load_i32(index + 4 * k), x_step)

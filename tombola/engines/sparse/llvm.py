@@ -66,3 +66,19 @@ def call_named(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: lis
 def vector_name(vector: ir.Type) -> str:
     """How LLVM's functions name a type of vectors."""
     return f"v{vector.count}f32"
+
+
+def gated(builder: ir.IRBuilder, gate: Any, a: Any) -> Any:
+    """``a`` where ``gate`` is not 0 or less, else 0."""
+    zero = ir.Constant(a.type, None)
+    return builder.select(builder.fcmp_ordered("<=", gate, zero), zero, a)
+
+
+def ask_for_line(builder: ir.IRBuilder, address: Any, write: int) -> None:
+    """Ask for the cache line at an address, to write it where ``write`` is 1.
+
+    Into the second-level cache: the first is full of what the step is working on.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [pointer(builder, address, I8), *(ir.Constant(I32, hint) for hint in (write, 2, 1))])

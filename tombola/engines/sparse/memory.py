@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tombola.engines.sparse.llvm import F32, F64, I8, I32, I64, Vector, literal, pointer, shuffle, splat
+from tombola.engines.sparse.llvm import F32, F64, I8, I32, I64, Vector, ask_for_line, literal, pointer, shuffle, splat
 
 
 def _scalar_load(kind: Any, llvm: ir.Type, widen: ir.Type | None = None) -> Any:
@@ -22,9 +22,7 @@ def _scalar_load(kind: Any, llvm: ir.Type, widen: ir.Type | None = None) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             value = builder.load(pointer(builder, args[0], llvm))
             value.align = llvm.width // 8 if isinstance(llvm, ir.IntType) else (4 if llvm == F32 else 8)
-            if widen is None:
-                return value
-            return builder.zext(value, widen) if llvm == I8 else builder.sext(value, widen)
+            return value if widen is None else builder.sext(value, widen)
 
         return kind(types.int64), codegen
 
@@ -38,37 +36,21 @@ load_i32 = _scalar_load(types.int64, I32, I64)
 """A signed 32-bit index, widened."""
 
 
-@intrinsic
-def store_f32(typingctx: Any, address: Any, value: Any) -> Any:
-    """Store one float32."""
+def _scalar_store(kind: Any, llvm: ir.Type) -> Any:
+    @intrinsic
+    def store(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            builder.store(args[1], pointer(builder, args[0], llvm))
+            return context.get_dummy_value()
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        builder.store(args[1], pointer(builder, args[0], F32))
-        return context.get_dummy_value()
+        return types.void(types.int64, kind), codegen
 
-    return types.void(types.int64, types.float32), codegen
-
-
-@intrinsic
-def store_f64(typingctx: Any, address: Any, value: Any) -> Any:
-    """Store one float64."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        builder.store(args[1], pointer(builder, args[0], F64))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float64), codegen
+    return store
 
 
-@intrinsic
-def store_i64(typingctx: Any, address: Any, value: Any) -> Any:
-    """Store one int64."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        builder.store(args[1], pointer(builder, args[0], I64))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+store_f32 = _scalar_store(types.float32, F32)
+store_f64 = _scalar_store(types.float64, F64)
+store_i64 = _scalar_store(types.int64, I64)
 
 
 @intrinsic(prefer_literal=True)
@@ -104,11 +86,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at an address; harmless wherever it points."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        place = pointer(builder, args[0], I8)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        # Into the second-level cache: the first is full of what the step is working on.
-        builder.call(function, [place, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
+        ask_for_line(builder, args[0], 0)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -153,30 +131,6 @@ def load(typingctx: Any, address: Any, lanes: Any) -> Any:
         return value
 
     return Vector(number)(types.int64, lanes), codegen
-
-
-@intrinsic(prefer_literal=True)
-def load_parts(typingctx: Any, address: Any, step: Any, parts: Any, lanes: Any) -> Any:
-    """``parts`` runs of ``lanes`` float32, ``step`` bytes apart, joined into one vector."""
-    number, width = literal(parts), literal(lanes)
-    if number is None or width is None or number & (number - 1):
-        return None
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        vectors = []
-        for i in range(number):
-            address = builder.add(args[0], builder.mul(args[1], ir.Constant(I64, i)))
-            value = builder.load(pointer(builder, address, ir.VectorType(F32, width)))
-            value.align = 4
-            vectors.append(value)
-        while len(vectors) > 1:
-            size = vectors[0].type.count
-            vectors = [
-                shuffle(builder, vectors[i], vectors[i + 1], list(range(2 * size))) for i in range(0, len(vectors), 2)
-            ]
-        return vectors[0]
-
-    return Vector(number * width)(types.int64, types.int64, parts, lanes), codegen
 
 
 @intrinsic

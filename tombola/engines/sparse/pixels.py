@@ -10,7 +10,19 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tombola.engines.sparse.llvm import F32, I1, I8, I32, I64, Vector, call_named, literal, pointer, shuffle, splat
+from tombola.engines.sparse.llvm import (
+    F32,
+    I1,
+    I32,
+    I64,
+    Vector,
+    ask_for_line,
+    call_named,
+    gated,
+    literal,
+    pointer,
+    splat,
+)
 
 
 def _are_addresses(kind: Any) -> bool:
@@ -124,13 +136,8 @@ def _on_each(emit: Callable[[ir.IRBuilder, Any, Any], Any]) -> Any:
     return apply
 
 
-def _gate(builder: ir.IRBuilder, gate: Any, a: Any) -> Any:
-    zero = ir.Constant(a.type, None)
-    return builder.select(builder.fcmp_ordered("<=", gate, zero), zero, a)
-
-
 add_each = _on_each(lambda builder, a, b: builder.fadd(a, b))
-gate_each = _on_each(_gate)
+gate_each = _on_each(gated)
 """``where_positive(a, b)`` element by element; with a tuple twice, its ReLU."""
 
 
@@ -146,32 +153,6 @@ def each(typingctx: Any, value: Any, count: Any) -> Any:
         return context.make_tuple(builder, result, [splat(builder, args[0], 16)] * number)
 
     return result(types.float32, count), codegen
-
-
-@intrinsic
-def four_totals(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The sums of the lanes of four vectors of 16, as one vector of 4."""
-    if not all(v == Vector(16) for v in (a, b, c, d)):
-        return None
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        rows = list(args)
-        for distance in (1, 2):
-            even = [(j if j // distance % 2 == 0 else 16 + j - distance) for j in range(16)]
-            odd = [(j + distance if j // distance % 2 == 0 else 16 + j) for j in range(16)]
-            rows = [
-                builder.fadd(shuffle(builder, p, q, even), shuffle(builder, p, q, odd))
-                for p, q in zip(rows[::2], rows[1::2], strict=True)
-            ]
-        value = rows[0]
-        for size in (8, 4):
-            value = builder.fadd(
-                shuffle(builder, value, value, list(range(size))),
-                shuffle(builder, value, value, list(range(size, 2 * size))),
-            )
-        return value
-
-    return Vector(4)(a, b, c, d), codegen
 
 
 @intrinsic
@@ -199,11 +180,8 @@ def prefetch_at(typingctx: Any, places: Any, offset: Any, write: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        hints = [ir.Constant(I32, written), ir.Constant(I32, 2), ir.Constant(I32, 1)]
-        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         for place in cgutils.unpack_tuple(builder, args[0], places.count):
-            builder.call(function, [pointer(builder, builder.add(place, args[1]), I8), *hints])
+            ask_for_line(builder, builder.add(place, args[1]), written)
         return context.get_dummy_value()
 
     return types.void(places, types.int64, write), codegen

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tombola.engines.compaction import compact
 from tombola.engines.evaluation import evaluate
+from tombola.engines.masked import epoch_order
 from tombola.engines.sparse.gather import Source
 from tombola.engines.sparse.loss import CrossEntropy
 from tombola.engines.sparse.norm import BatchNorm
@@ -22,7 +23,6 @@ from tombola.engines.sparse.update import Optimizer
 from tombola.engines.tracing import UnsupportedError, trace
 from tombola.mask import Mask
 from tombola.recipe import Recipe
-from tombola.seeds import stream
 from tombola.tasks.memory import InMemory, in_memory
 from tombola.tasks.task import Examples, Task, accuracy, cross_entropy
 
@@ -58,7 +58,7 @@ class SparseSession:
                 optimizer.update(),
             ]
         )
-        self._judging: dict[int, tuple[Examples, Table]] = {}
+        self._judging: dict[int, tuple[Examples, Table | None]] = {}
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
         self._current = True
 
@@ -104,7 +104,7 @@ class SparseSession:
     def _indices(self, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch: the permutation that the masked engine draws, cut to whole steps."""
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.train), generator=stream(self.seed, "order", epoch)).numpy()
+            order = epoch_order(self.seed, epoch, len(self.train)).numpy()
             self._order = (epoch, order[: self.steps_per_epoch * self.recipe.batch])
         return self._order[1]
 
@@ -114,10 +114,11 @@ class SparseSession:
         In torch where the examples aren't like those of the training, not in memory or with labels of no output, and
         where the net normalises by the statistics of whatever batches it is judged in.
         """
-        if not self._can_judge(data):
-            return evaluate(self.task, self.model, data, state)
         if id(data) not in self._judging:
             self._judging[id(data)] = (data, self._judge(data))
+        table = self._judging[id(data)][1]
+        if table is None:
+            return evaluate(self.task, self.model, data, state)
         if state is not None:
             now = self.program.value.copy(), {n: a.copy() for n, a in self.program.buffers.items()}
             self.program.read(state)
@@ -130,19 +131,18 @@ class SparseSession:
         capacity = self.program.input.examples
         counts = np.full(-(-len(data) // capacity), capacity, dtype=np.int64)
         counts[-1] = len(data) - capacity * (len(counts) - 1)
-        frame = self._judging[id(data)][1].run(order, counts, threads=self.recipe.threads)
+        frame = table.run(order, counts, threads=self.recipe.threads)
         return {"loss": as_float(frame[LOSS // 8]) / len(data), "accuracy": int(frame[CORRECT // 8]) / len(data)}
 
-    def _can_judge(self, data: Examples) -> bool:
-        if id(data) in self._judging:
-            return True
+    def _judge(self, data: Examples) -> Table | None:
+        """The calls that judge these examples; None where torch must."""
         held = None if _normalises_by_batches(self._model) else in_memory(data)
-        if held is None or held.rows.shape[1] != self._features:
-            return False
-        return _strange_label(held, self.program.output) is None
-
-    def _judge(self, data: Examples) -> Table:
-        held = _held(data)
+        if (
+            held is None
+            or held.rows.shape[1] != self._features
+            or _strange_label(held, self.program.output) is not None
+        ):
+            return None
         source = Source(held, self.program.input, self.program.columns)
         loss = CrossEntropy(self.program.output, held.y)
         return Table([source.batch(), *self.program.forward(training=False), loss.evaluation()])

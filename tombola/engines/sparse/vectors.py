@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin
 
-from tombola.engines.sparse.llvm import F32, I32, Vector, call_named, shuffle, splat, vector_name
+from tombola.engines.sparse.llvm import F32, I32, Vector, call_named, gated, shuffle, splat, vector_name
 
 
 @intrinsic
@@ -109,22 +109,9 @@ def where_positive(typingctx: Any, gate: Any, a: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        zero = ir.Constant(args[1].type, None)
-        return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
+        return gated(builder, args[0], args[1])
 
     return a(gate, a), codegen
-
-
-@intrinsic
-def where_equal(typingctx: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
-    """``yes`` in the lanes where ``a == b``, else ``no``."""
-    if not (isinstance(a, Vector) and a == b == yes == no):
-        return None
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
-
-    return a(a, b, yes, no), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -200,6 +187,20 @@ def total(typingctx: Any, a: Any) -> Any:
     return types.float32(a), codegen
 
 
+def _joined(builder: ir.IRBuilder, rows: list[Any], distance: int) -> list[Any]:
+    """One stage of a transposition that adds as it goes, on vectors of 16: neighbours become one vector.
+
+    Lanes whose bit ``distance`` is 0 go on with the sums of the first of the two, the others with those of the second.
+    After the stages 1, 2, 4 and 8 lane i holds the sum of row i.
+    """
+    even = [(j if j // distance % 2 == 0 else 16 + j - distance) for j in range(16)]
+    odd = [(j + distance if j // distance % 2 == 0 else 16 + j) for j in range(16)]
+    return [
+        builder.fadd(shuffle(builder, p, q, even), shuffle(builder, p, q, odd))
+        for p, q in zip(rows[::2], rows[1::2], strict=True)
+    ]
+
+
 @intrinsic
 def totals(typingctx: Any, vectors: Any) -> Any:
     """The sums of 16 vectors of 16 lanes each, as one vector: a transposition that adds as it goes."""
@@ -208,18 +209,8 @@ def totals(typingctx: Any, vectors: Any) -> Any:
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         rows = cgutils.unpack_tuple(builder, args[0], 16)
-        # Each stage joins neighbours: at distance d, lanes whose bit d is 0 go on with the sums of the first of the
-        # two, the others with those of the second. In the end lane i holds the sum of row i.
         for distance in (1, 2, 4, 8):
-            even = [(j if j // distance % 2 == 0 else 16 + j - distance) for j in range(16)]
-            odd = [(j + distance if j // distance % 2 == 0 else 16 + j) for j in range(16)]
-            rows = [
-                builder.fadd(
-                    shuffle(builder, rows[2 * i], rows[2 * i + 1], even),
-                    shuffle(builder, rows[2 * i], rows[2 * i + 1], odd),
-                )
-                for i in range(len(rows) // 2)
-            ]
+            rows = _joined(builder, rows, distance)
         return rows[0]
 
     return Vector(16)(vectors), codegen
@@ -234,12 +225,7 @@ def totals4(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         rows = list(args)
         for distance in (1, 2):
-            even = [(j if j // distance % 2 == 0 else 16 + j - distance) for j in range(16)]
-            odd = [(j + distance if j // distance % 2 == 0 else 16 + j) for j in range(16)]
-            rows = [
-                builder.fadd(shuffle(builder, p, q, even), shuffle(builder, p, q, odd))
-                for p, q in zip(rows[::2], rows[1::2], strict=True)
-            ]
+            rows = _joined(builder, rows, distance)
         value = rows[0]
         for size in (8, 4):
             value = builder.fadd(
@@ -278,7 +264,7 @@ def convert_f32(typingctx: Any, value: Any) -> Any:
 
 @intrinsic
 def where_same(typingctx: Any, a: Any, b: Any, yes: Any, no: Any) -> Any:
-    """``where_equal``, with ``yes`` also where ``a`` is NaN."""
+    """``yes`` in the lanes where ``a == b`` or ``a`` is NaN, else ``no``."""
     if not (isinstance(a, Vector) and a == b == yes == no):
         return None
 
