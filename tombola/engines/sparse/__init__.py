@@ -1,0 +1,1 @@
+"""The sparse engine: compiled programs that work on kept weights alone."""
