@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ import tombola as tb
 from tombola.engines.graphs import RECORDED, Capture, Result, StepGraph
 from tombola.engines.masked import MaskedSession, set_rate
 from tombola.engines.replicates import ReplicatedSession
+from tombola.lab import Event, Lab, Trainer
 from tombola.tasks.task import Examples, examples
+from tombola.together import side_by_side
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 WHOLE = 32
@@ -298,3 +301,32 @@ def test_replicates_on_a_gpu_are_what_they_are_alone(options: dict[str, Any]) ->
         check_close(together.state(replicate), session.state(), rtol=1e-2, atol=1e-4)
         for name, kept in mask.items():
             assert bool((together.model(replicate).get_parameter(name).cpu()[~kept] == 0).all())
+
+
+@needs_gpu
+def test_trainings_together_on_a_gpu_are_what_they_are_alone_and_resume_to_the_same_bits(tmp_path: Path) -> None:
+    task = on_gpu(mlp, {"steps": "24it", "evaluate_every": "6it", "lr": 0.01})
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.seed == SEEDS[-1] and event.done == 18:
+            raise KeyboardInterrupt
+
+    def trained(store: tb.Store, watcher: Any = None) -> list[tb.Run]:
+        def work(seed: int) -> Callable[[Trainer], tb.Run]:
+            return lambda trainer: Lab(task, store, watcher=watcher, checkpoint_every=0.0, trainer=trainer).train(seed)
+
+        return side_by_side([work(seed) for seed in SEEDS])
+
+    with tb.Store(tmp_path / "a") as store, tb.Store(tmp_path / "b") as calm, tb.Store(tmp_path / "c") as alone:
+        with pytest.raises(KeyboardInterrupt):
+            trained(store, stop)
+        straight = trained(calm)
+        for ours, theirs in zip(trained(store), straight, strict=True):
+            assert same(ours.final, theirs.final)
+            assert ours.history == theirs.history
+        for run in straight:
+            assert run.summary["engine_reason"] == "replicated: 3 nets in one pass"
+            single = Lab(task, alone).train(run.seed)
+            assert single.id == run.id
+            for a, b in zip(run.history, single.history, strict=True):
+                assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-2)

@@ -1,7 +1,7 @@
-"""Carry out draws: one after the other in this process, or several at once in processes of this machine.
+"""Carry out draws: one after the other in this process, several at once in processes of this machine, or in one pass.
 
-Processes share nothing but the store, which keeps them from doing the same work twice. Small nets want one process a
-core, each with one thread.
+Processes share nothing but the store, which keeps them from doing the same work twice. On a CPU, small nets want one
+process a core, each with one thread; on a GPU, they want one pass that trains the nets of all seeds.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from tombola.draws import Draw, controls, rounds
-from tombola.errors import TombolaError
-from tombola.lab import Event, Lab, Watcher
+from tombola.errors import InputError, TombolaError
+from tombola.lab import Event, Lab, Trainer, Watcher, train_alone
 from tombola.recipe import DrawRecipe
 from tombola.store import Store
 from tombola.tasks import get_task
+from tombola.together import check_engine, side_by_side
 
 
 def carry_out(
@@ -33,23 +34,52 @@ def carry_out(
     store: str,
     data_root: Path | None = None,
     jobs: int = 1,
+    together: bool = False,
     watcher: Watcher | None = None,
 ) -> list[Draw]:
     """The finished draws of these recipes, with their controls, in order. ``jobs`` processes work at once.
 
+    ``together`` trains a net of each draw in one pass, wherever they fit together: the same runs with the same
+    identities, equal to those of the masked engine to rounding. Raises ``InputError`` with more than one of
+    ``jobs``, a single recipe, or a recipe that asks for another engine.
+
     A search is one piece of work, as its rounds build on each other; its controls are spread over all processes. When a
     piece fails the others go on, and the first error is raised at the end: finished work is in the store.
     """
+    if together:
+        return _draw_together(recipes, store, data_root, jobs, watcher)
     if jobs > 1:
         _Pool(recipes, store, data_root, jobs, watcher).run()
         watcher = None  # what follows only reads the store
     return [_search(recipe, store, data_root, watcher, part=(0, 1)) for recipe in recipes]
 
 
+def _draw_together(
+    recipes: Sequence[DrawRecipe], store: str, data_root: Path | None, jobs: int, watcher: Watcher | None
+) -> list[Draw]:
+    if jobs > 1:
+        raise InputError(f"seeds train together in one process, but {jobs} are asked for: leave out jobs, or together")
+    if len(recipes) < 2:
+        raise InputError(f"only several seeds can train together, but got {len(recipes)}: name more, like 0-4")
+    for recipe in recipes:
+        check_engine(recipe.training)
+
+    def search(recipe: DrawRecipe) -> Callable[[Trainer], Draw]:
+        return lambda trainer: _search(recipe, store, data_root, watcher, (0, 1), trainer)
+
+    return side_by_side([search(recipe) for recipe in recipes])
+
+
 def _search(
-    recipe: DrawRecipe, store: str, data_root: Path | None, watcher: Watcher | None, part: tuple[int, int] | None
+    recipe: DrawRecipe,
+    store: str,
+    data_root: Path | None,
+    watcher: Watcher | None,
+    part: tuple[int, int] | None,
+    trainer: Trainer = train_alone,
 ) -> Draw:
-    lab = Lab(get_task(recipe.task), Store(store), recipe=recipe.training, data_root=data_root, watcher=watcher)
+    task, training = get_task(recipe.task), recipe.training
+    lab = Lab(task, Store(store), recipe=training, data_root=data_root, watcher=watcher, trainer=trainer)
     found = Draw(recipe, lab)
     for _ in rounds(found):
         pass

@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,24 +22,28 @@ from torch import nn
 
 from tombola.durations import Duration
 from tombola.engines import Plan, compiles_first
+from tombola.engines.replicates import Place
 from tombola.errors import InputError, StoreError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.sealed import canonical_json, content_hash
-from tombola.store import ClaimLost, RunRecord, Store
+from tombola.store import Claim, ClaimLost, RunRecord, Store
 from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
-from tombola.training.checkpoint import Slot
-from tombola.training.loop import Outcome, train
+from tombola.training.checkpoint import Keeper, Slot
+from tombola.training.loop import Outcome, Training, train
 
 POLL_SECONDS = 0.5
+
+
+Kind = Literal["start", "step", "done", "found", "waiting", "download", "compile"]
 
 
 @dataclass(frozen=True)
 class Event:
     """Something a watcher of a lab may want to show."""
 
-    kind: Literal["start", "step", "done", "found", "waiting", "download", "compile"]
+    kind: Kind
     """A training begins, has come to an evaluation, is over; was in the store; is under way in another process;
     a file of data is on its way, ``arm`` its name, ``done`` and ``total`` its bytes; kernels are compiled first, which
     happens once on a machine."""
@@ -112,6 +116,99 @@ class Run:
         return dict(Ticket.from_bytes(self.lab.store.read(self.record, _kept(step))).values)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A run that a lab is asked for and that its store doesn't have."""
+
+    lab: Lab
+    id: str
+    about: Mapping[str, Any]
+    seed: int
+    start: State
+    mask: Mask
+    recipe: Recipe
+    keep: frozenset[int]
+    event: Event
+
+    def tell(self, kind: Kind, **changes: Any) -> None:
+        """Tell the lab's watcher."""
+        self.lab.tell(replace(self.event, kind=kind, **changes))
+
+    def stored(self) -> RunRecord | None:
+        """The run, if it is in the store by now."""
+        return self.lab.stored(self.id)
+
+    def claim(self) -> Claim | None:
+        """The right to compute it; None where another process has it."""
+        return self.lab.store.claim(self.id, self.about)
+
+    def slot(self, keeper: Keeper) -> Slot:
+        """Its checkpoint, at its claim's or another keeper."""
+        return Slot(keeper, self.id, self.lab.checkpoint_every)
+
+    def training(self, slot: Slot | None) -> Training:
+        """What is to be carried out."""
+        model = self.lab.task.build(self.seed)
+        model.load_state_dict(self.start)
+        return Training(self.lab.splits(self.seed), self.seed, model, self.mask, slot, self.keep, self._evaluated)
+
+    def _evaluated(self, done: int, total: int, row: Mapping[str, Any]) -> None:
+        self.tell("step", done=done, total=total, row=row)
+
+    def train(self, slot: Slot | None, plan: Plan | None = None, place: Place | None = None) -> Outcome:
+        """Carry it out by itself."""
+        if place is None and compiles_first(self.recipe):
+            self.tell("compile")
+        t = self.training(slot)
+        return train(
+            *(self.lab.task, t.splits, self.recipe, t.seed, t.model, t.mask),
+            slot=t.slot,
+            keep=t.keep,
+            watch=t.watch,
+            plan=plan,
+            place=place,
+        )
+
+    def finish(self, claim: Claim, outcome: Outcome) -> RunRecord | None:
+        """Enter the result in the store; None where the claim was lost meanwhile to another process."""
+        summary = {**outcome.summary, "versions": versions()}
+        try:
+            record = claim.finish(summary, _blobs(outcome, self.mask), status=outcome.status)
+        except ClaimLost:
+            return None
+        self.tell("done", row=summary)
+        return record
+
+
+Trainer = Callable[[Wanted], RunRecord]
+"""What a lab has its nets trained by."""
+
+
+def train_alone(wanted: Wanted) -> RunRecord:
+    """Train a net by itself, or wait for the process that is at it."""
+    while True:
+        claim = wanted.claim()
+        if claim is not None:
+            with claim:
+                wanted.tell("start")
+                record = train_claimed(wanted, claim, wanted.slot(claim.checkpoint))
+            if record is not None:
+                return record
+        wanted.tell("waiting")
+        time.sleep(POLL_SECONDS)
+        if (record := wanted.stored()) is not None:
+            return record
+
+
+def train_claimed(wanted: Wanted, claim: Claim, slot: Slot) -> RunRecord | None:
+    """Train a net by itself under a claim; None where it was lost, as this process was stopped for so long."""
+    try:
+        outcome = wanted.train(slot)
+    except ClaimLost:
+        return None
+    return wanted.finish(claim, outcome)
+
+
 class Lab:
     """Trains nets of one task with one default recipe, and remembers them in a store."""
 
@@ -124,10 +221,11 @@ class Lab:
         data_root: Path | None = None,
         watcher: Watcher | None = None,
         checkpoint_every: float = 20.0,
+        trainer: Trainer = train_alone,
     ) -> None:
         self.task, self.store, self.data_root = task, store, data_root
         self.recipe = task.recipe if recipe is None else recipe
-        self.watcher, self.checkpoint_every = watcher, checkpoint_every
+        self.watcher, self.checkpoint_every, self.trainer = watcher, checkpoint_every, trainer
         self._splits: dict[int, tuple[Splits, str]] = {}
 
     def splits(self, seed: int) -> Splits:
@@ -145,7 +243,7 @@ class Lab:
         return self._splits[seed]
 
     def _downloading(self, name: str, done: int, total: int | None) -> None:
-        self._tell(Event("download", name, 0, 0.0, done, total or 0))
+        self.tell(Event("download", name, 0, 0.0, done, total or 0))
 
     def steps_per_epoch(self, seed: int, recipe: Recipe) -> int:
         """Optimiser steps in one pass over the training data of a seed."""
@@ -184,15 +282,12 @@ class Lab:
         about |= {"arm": arm, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
         steps = {d.steps(self.steps_per_epoch(seed, recipe)) for d in keep}
         event = Event("found", arm, seed, mask.density, run=run_id)
-        record = self._stored(run_id)
-        if record is not None:
-            self._tell(event)
-        while record is None:
-            record = self._compute(run_id, about, seed, start, mask, recipe, steps, event)
-            if record is None:
-                self._tell(event, kind="waiting")
-                time.sleep(POLL_SECONDS)
-                record = self._stored(run_id)
+        record = self.stored(run_id)
+        if record is None:
+            wanted = Wanted(self, run_id, about, seed, start, mask, recipe, frozenset(steps), event)
+            record = self.trainer(wanted)
+        else:
+            self.tell(event)
         return Run(self, record, seed, recipe, start, mask)
 
     def _about(self, seed: int, start: State, mask: Mask, recipe: Recipe) -> dict[str, Any]:
@@ -205,7 +300,8 @@ class Lab:
             "mask": mask.digest,
         }
 
-    def _stored(self, run_id: str) -> RunRecord | None:
+    def stored(self, run_id: str) -> RunRecord | None:
+        """The run with all its blobs sound, or None; a damaged one is forgotten, with a warning."""
         record = self.store.run(run_id)
         if record is None:
             return None
@@ -218,78 +314,26 @@ class Lab:
             return None
         return record
 
-    def _compute(
-        self,
-        run_id: str,
-        about: Mapping[str, Any],
-        seed: int,
-        start: State,
-        mask: Mask,
-        recipe: Recipe,
-        keep: set[int],
-        event: Event,
-    ) -> RunRecord | None:
-        claim = self.store.claim(run_id, about)
-        if claim is None:
-            return None
-        with claim:
-            self._tell(event, kind="start")
-            slot = Slot(claim.checkpoint, run_id, self.checkpoint_every)
-            try:
-                outcome = self._train(seed, start, mask, recipe, keep, slot=slot, event=event)
-                summary = {**outcome.summary, "versions": versions()}
-                record = claim.finish(summary, _blobs(outcome, mask), status=outcome.status)
-            except ClaimLost:  # this process was stopped for so long that another took the run over
-                return None
-            self._tell(event, kind="done", row=summary)
-            return record
-
-    def _train(
-        self,
-        seed: int,
-        start: State,
-        mask: Mask,
-        recipe: Recipe,
-        keep: set[int],
-        *,
-        slot: Slot | None,
-        event: Event,
-        plan: Plan | None = None,
-    ) -> Outcome:
-        if compiles_first(recipe):
-            self._tell(event, kind="compile")
-        model = self.task.build(seed)
-        model.load_state_dict(start)
-        return train(
-            self.task,
-            self.splits(seed),
-            recipe,
-            seed,
-            model,
-            mask,
-            slot=slot,
-            keep=keep,
-            watch=lambda done, total, row: self._tell(event, kind="step", done=done, total=total, row=row),
-            plan=plan,
-        )
-
     def keep(self, run: Run, step: int) -> RunRecord:
         """Train again as far as ``step`` and add the values there to the stored run."""
         first, last = self._span(run.seed, run.recipe)
         if not first <= step <= last:
             raise InputError(f"the training goes from step {first} to step {last}, so it has no values at step {step}")
         event = Event("step", "ticket", run.seed, run.mask.density)
-        # On the engine of that time: another would give other bits.
-        plan = Plan(run.summary["engine"], run.summary["engine_reason"])
-        outcome = self._train(run.seed, run.start, run.mask, run.recipe, {step}, slot=None, event=event, plan=plan)
+        keep = frozenset({step})
+        again = Wanted(self, run.id, run.record.about, run.seed, run.start, run.mask, run.recipe, keep, event)
+        # On the engine of that time, and at its place in a pass: another would give other bits.
+        plan, place = Plan(run.summary["engine"], run.summary["engine_reason"]), run.summary.get("engine_place")
+        outcome = again.train(None, plan, None if place is None else Place(*place))
         self.store.attach(run.id, _kept(step), Ticket(run.mask, outcome.kept[step], {}).to_bytes())
         record = self.store.run(run.id)
         assert record is not None
         return record
 
-    def _tell(self, event: Event, **changes: Any) -> None:
+    def tell(self, event: Event) -> None:
+        """Tell the watcher, if there is one."""
         if self.watcher is not None:
-            self.watcher(Event(**{**event.__dict__, **changes}))
+            self.watcher(event)
 
 
 def versions() -> dict[str, str]:

@@ -65,13 +65,16 @@ _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
     metavar="INTEGER",
     help="processes that work at once  [default: 1]",
 )
+@option(
+    "--together", section=RUNNING, is_flag=True, help="train the nets of all seeds in one pass, for small nets on a GPU"
+)
 @store_option(RUNNING)
 @data_root_option(RUNNING)
 @path_option(
     "--out",
     section=OUTPUT,
     metavar="FOLDER",
-    help="folder for tickets, tables and figures  [default: tombola-out/TASK]",
+    help="folder for tickets, tables and figures  [default: tombola-out/TASK, or tombola-out/TASK-METHOD]",
 )
 @option("--figures/--no-figures", section=OUTPUT, default=True, help="draw the figures  [default: yes]")
 @json_option(OUTPUT)
@@ -100,12 +103,18 @@ def command(task: str | None, **options: Any) -> None:
     from tombola.tasks import get_task
 
     name = recipes[0].task
-    out = options["out"] or Path("tombola-out") / name
+    method = recipes[0].method
+    out = options["out"] or Path("tombola-out") / (name if method == "imp" else f"{name}-{method}")
     check_device(recipes[0].training)  # a device that is not there is refused before anything else
     check_writable(out, (*_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
     with Show(get_task(name).metric) as show:
         draws = carry_out(
-            recipes, store=options["store"], data_root=options["data_root"], jobs=options["jobs"], watcher=show
+            recipes,
+            store=options["store"],
+            data_root=options["data_root"],
+            jobs=options["jobs"],
+            together=options["together"],
+            watcher=show,
         )
     try:
         _report(draws, out, figures=options["figures"], as_json=options["as_json"])

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tombola.tasks.task import Examples, Task, size_of
+from tombola.batches import size_of
+from tombola.tasks.task import Examples, Task
 
 EVALUATION_BATCH = 1000
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from tombola.batches import size_of
 from tombola.engines.evaluation import evaluate
 from tombola.engines.graphs import Result, StepGraph
 from tombola.errors import TombolaError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.seeds import stream, stream_seed
-from tombola.tasks.task import Examples, Task, size_of
+from tombola.tasks.task import Examples, Task
 
 
 class MaskedSession:
@@ -92,7 +93,7 @@ class MaskedSession:
         """The examples of one step: the epoch's permutation comes from the seed's ``order`` stream."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            order = epoch_order(self.seed, epoch, len(self.train)).to(self.recipe.device)
+            order = epoch_order(self.seed, epoch, self.train, self.recipe.order).to(self.recipe.device)
             self._order = (epoch, torch.split(order, self.recipe.batch))
         return self._order[1][position]
 
@@ -148,9 +149,16 @@ def _seed_noise(seed: int, device: str) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def epoch_order(seed: int, epoch: int, examples: int) -> Tensor:
-    """In which order an epoch of a seed's training sees its examples (1-D int64), from the stream ``order``."""
-    return torch.randperm(examples, generator=stream(seed, "order", epoch))
+def epoch_order(seed: int, epoch: int, train: Examples, draw: int = 0) -> Tensor:
+    """In which order an epoch of a seed's training sees its examples (1-D int64), from the stream ``order``.
+
+    Where the data vary from epoch to epoch, as augmented images do, the indices say how (stream ``augment``). Another
+    ``draw`` gives another order of the same seed.
+    """
+    names = (epoch,) if not draw else (epoch, "draw", draw)
+    order = torch.randperm(len(train), generator=stream(seed, "order", *names))
+    vary: Callable[[Tensor, torch.Generator], Tensor] | None = getattr(train, "vary", None)
+    return order if vary is None else vary(order, stream(seed, "augment", *names))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -8,18 +8,32 @@ each replicate. A small net leaves most of a GPU idle; a pass over many of them 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from tombola.batches import size_of
+from tombola.engines.evaluation import evaluate
 from tombola.engines.graphs import Result, StepGraph, random_states
 from tombola.engines.masked import epoch_order, optimizer_over, set_rate, step_device
 from tombola.errors import InputError, TombolaError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
-from tombola.tasks.task import Examples, Loss, Task, size_of
+from tombola.tasks.task import Examples, Loss, Task
+
+
+@dataclass(frozen=True)
+class Place:
+    """A training's place in a pass: ``number``, from 0, ``of`` so many.
+
+    The last bits of its results depend on both, as the order of a sum may, but not on who has the other places.
+    """
+
+    number: int
+    of: int
 
 
 class ReplicatedSession:
@@ -42,7 +56,8 @@ class ReplicatedSession:
         seeds: Sequence[int],
     ) -> None:
         self.train = list(train) if isinstance(train, (list, tuple)) else [train] * len(models)
-        self.recipe, self.seeds, self.models = recipe, tuple(seeds), [m.to(recipe.device).train() for m in models]
+        self.task, self.recipe, self.seeds = task, recipe, tuple(seeds)
+        self.models = [model.to(recipe.device).train() for model in models]
         _check_alike(self.models, masks, self.train, self.seeds)
         for model, mask in zip(self.models, masks, strict=True):
             mask.apply_(model)
@@ -155,7 +170,7 @@ class ReplicatedSession:
         """The examples of one step, replicates x batch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            orders = [epoch_order(seed, epoch, len(self.train[0])) for seed in self.seeds]
+            orders = [epoch_order(s, epoch, t, self.recipe.order) for s, t in zip(self.seeds, self.train, strict=True)]
             stacked = torch.stack(orders).to(self.recipe.device)
             self._order = (epoch, torch.split(stacked, self.recipe.batch, dim=1))
         return self._order[1][position]
@@ -189,7 +204,7 @@ class ReplicatedSession:
             if not all(map(torch.equal, before, random_states(device))):
                 raise InputError(
                     "this net can't be trained as replicates in one pass: it draws random numbers (dropout), "
-                    "which would differ from those of each seed alone; train the seeds one by one"
+                    "which would differ from those of each seed alone"
                 )
         if losses.shape != (len(self.models),):
             raise InputError(f"the loss must be a scalar, but has shape {tuple(losses.shape[1:])}")
@@ -202,6 +217,31 @@ class ReplicatedSession:
                 raise TombolaError(
                     f"pruned weights of {name!r} moved away from zero at step {self.step}: this is a defect"
                 )
+
+
+class Replicate:
+    """One replicate of a session as the training loop sees it: all of ``Session`` but what moves it on."""
+
+    def __init__(self, session: ReplicatedSession, number: int) -> None:
+        self._session, self._number = session, number
+
+    @property
+    def model(self) -> nn.Module:
+        """The net with its current weights."""
+        return self._session.model(self._number)
+
+    @property
+    def step(self) -> int:
+        """The number of the next step in the recipe's schedule and data order."""
+        return self._session.step
+
+    def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """The task's loss and metrics over all examples, with the current weights or with another state_dict."""
+        return evaluate(self._session.task, self.model, data, state)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on from here, as of ``MaskedSession``."""
+        return self._session.state(self._number)
 
 
 class _Loss(nn.Module):

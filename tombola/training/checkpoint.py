@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from tombola.engines import Plan
+from tombola.engines.replicates import Place
 from tombola.errors import TicketError
 from tombola.sealed import seal, unseal
 from tombola.tasks.task import State
@@ -29,6 +30,8 @@ class Progress:
     kept: dict[int, State] = field(default_factory=dict)
     seconds: float = 0.0
     diverged: bool = False
+    place: Place | None = None
+    """Its place in the pass it is trained in with others; None for a training by itself."""
 
 
 class Keeper(Protocol):
@@ -51,19 +54,27 @@ class Saved:
     progress: Progress
     state: State
 
+    @property
+    def step(self) -> int:
+        """The step it was taken before: checkpoints are written at evaluations."""
+        return int(self.progress.history[-1]["step"])
+
 
 class Slot:
-    """The checkpoint of one run, written at an evaluation when the last one is at least ``every`` seconds old."""
+    """The checkpoint of one run, to be written at an evaluation when the last one is ``every`` seconds old."""
 
     def __init__(self, keeper: Keeper, run_id: str, every: float = 20.0) -> None:
         self.keeper, self.run_id, self.every = keeper, run_id, every
         self._saved_at = time.monotonic()
 
-    def save_if_due(self, plan: Plan, progress: Progress, state: Callable[[], State]) -> None:
-        """Write a checkpoint if the last one is old enough."""
-        if time.monotonic() - self._saved_at < self.every:
-            return
-        tensors: dict[str, Tensor] = {f"state/{name}": value for name, value in state().items()}
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough for a new one."""
+        return time.monotonic() - self._saved_at >= self.every
+
+    def save(self, plan: Plan, progress: Progress, state: State) -> None:
+        """Write a checkpoint."""
+        tensors: dict[str, Tensor] = {f"state/{name}": value for name, value in state.items()}
         tensors |= {f"best/{name}": value for name, value in (progress.best or {}).items()}
         for step, kept in progress.kept.items():
             tensors |= {f"kept/{step}/{name}": value for name, value in kept.items()}
@@ -74,12 +85,17 @@ class Slot:
             "best_step": progress.best_step,
             "best_loss": progress.best_loss,
             "seconds": progress.seconds,
+            "place": None if progress.place is None else asdict(progress.place),
         }
         self.keeper.save(seal(manifest, tensors, kind=KIND))
         self._saved_at = time.monotonic()
 
-    def load(self) -> Saved | None:
-        """The run's checkpoint. A damaged one, or another run's, is passed over with a warning: the run starts over."""
+    @cached_property
+    def saved(self) -> Saved | None:
+        """The checkpoint that was there at the outset.
+
+        A damaged one, or another run's, is passed over with a warning: the run starts over.
+        """
         data = self.keeper.load()
         if data is None:
             return None
@@ -101,6 +117,7 @@ class Slot:
                 kept.setdefault(int(step), {})[name] = value
             else:
                 parts[part][name] = value
+        place = manifest.get("place")  # absent from checkpoints written before there were passes
         progress = Progress(
             history=manifest["history"],
             best_loss=manifest["best_loss"],
@@ -108,5 +125,6 @@ class Slot:
             best=parts["best"] or None,
             kept=kept,
             seconds=manifest["seconds"],
+            place=None if place is None else Place(**place),
         )
         return Saved(Plan(**manifest["plan"]), progress, parts["state"])

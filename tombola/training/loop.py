@@ -1,27 +1,30 @@
-"""One training, from its starting values to its summary, in stretches that an engine carries out.
+"""Trainings, from their starting values to their summaries, in stretches that an engine carries out.
 
 Validation data are evaluated at the beginning, every ``evaluate_every`` steps and at the end. The early-stop step is
 the one of minimum validation loss over the whole run, found after the fact. Test data are read once, when the run is
-over: at the early-stop step and at the end.
+over: at the early-stop step and at the end. All of this is the same for one training by itself and for each of several
+in one pass.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tombola.engines import Plan, begin, check_device
+from tombola.engines.replicates import Place, Replicate, ReplicatedSession
+from tombola.errors import InputError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
-from tombola.tasks.task import Splits, State, Task
-from tombola.training.checkpoint import Progress, Slot
+from tombola.tasks.task import Examples, Splits, State, Task
+from tombola.training.checkpoint import Progress, Saved, Slot
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,31 @@ Watch = Callable[[int, int, Mapping[str, Any]], None]
 """Called after each evaluation with the steps done, the steps in all, and the newest row of the history."""
 
 
+class RefusedError(InputError):
+    """These nets can't be trained in one pass; each by itself may still be."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to be carried out: what it starts from, and what is wanted of it beside its outcome."""
+
+    splits: Splits
+    seed: int
+    model: nn.Module
+    """Holds the starting values, and belongs to the training from now on."""
+    mask: Mask
+    slot: Slot | None = None
+    """Where checkpoints are kept and looked for."""
+    keep: frozenset[int] = frozenset()
+    """Steps, in the recipe's count, whose state is wanted."""
+    watch: Watch | None = None
+
+    @property
+    def saved(self) -> Saved | None:
+        """The checkpoint to go on from."""
+        return None if self.slot is None else self.slot.saved
+
+
 def train(
     task: Task,
     splits: Splits,
@@ -53,73 +81,155 @@ def train(
     keep: Collection[int] = (),
     watch: Watch | None = None,
     plan: Plan | None = None,
+    place: Place | None = None,
 ) -> Outcome:
     """Train ``model``, which holds the starting values, under ``mask``.
 
     ``slot`` is where checkpoints are kept and looked for; a resume uses the engine planned when the run began. ``keep``
-    are steps, in the recipe's count, whose state is wanted. ``plan`` is the engine of a run that is trained again. The
-    result has the same bits whether or not the run was interrupted, and whatever ``keep`` asks for.
+    are steps, in the recipe's count, whose state is wanted. ``plan`` and ``place`` are the engine of a run that is
+    trained again, and its place where it was trained in a pass. The result has the same bits whether or not the run was
+    interrupted, and whatever ``keep`` asks for.
+    """
+    training = Training(splits, seed, model, mask, slot, frozenset(keep), watch)
+    saved = training.saved
+    if saved is not None:
+        plan, place = saved.plan, saved.progress.place
+    if place is not None:
+        return dict(train_together(task, recipe, {place.number: training}, place.of))[place.number]
+    with _threads(recipe.threads):
+        check_device(recipe)
+        training = replace(training, splits=splits.to(recipe.device))
+        plan, session = begin(model, mask, task, training.splits.train, recipe, seed, plan)
+        if saved is not None:
+            session.load(saved.state)
+        course = _Course(recipe, training, plan, session)
+        return dict(_carry_out({0: course}, lambda steps: [session.stretch(steps)]))[0]
+
+
+def train_together(
+    task: Task, recipe: Recipe, trainings: Mapping[int, Training], places: int
+) -> Generator[tuple[int, Outcome], None, None]:
+    """Train several nets in one pass, each at its place from 0; the outcome of each as soon as it is there.
+
+    They have equally many training examples and the same ``keep``, and those that go on from a checkpoint do so all at
+    one step. Places that nobody takes are filled with copies: so a training has the same bits whoever the others are,
+    and as many of them as are left after a kill.
+
+    Raises ``RefusedError``, before anything is trained, for nets that can't be trained so.
     """
     with _threads(recipe.threads):
-        return _Training(task, splits, recipe, seed, model, mask, slot, set(keep), watch, plan).run()
-
-
-class _Training:
-    def __init__(
-        self,
-        task: Task,
-        splits: Splits,
-        recipe: Recipe,
-        seed: int,
-        model: nn.Module,
-        mask: Mask,
-        slot: Slot | None,
-        keep: set[int],
-        watch: Watch | None,
-        plan: Plan | None,
-    ) -> None:
-        self.task, self.recipe, self.slot, self.keep, self.watch = task, recipe, slot, keep, watch
-        self.saved = None if slot is None else slot.load()
         check_device(recipe)
-        self.splits = splits.to(recipe.device)
-        per_epoch = recipe.steps_per_epoch(len(splits.train))
+        trainings = {n: replace(t, splits=t.splits.to(recipe.device)) for n, t in trainings.items()}
+        first = next(iter(trainings.values()))
+        filled = [trainings.get(number, first) for number in range(places)]
+        session = _open_pass(task, recipe, filled)
+        plan = Plan("masked", f"replicated: {places} nets in one pass")
+        states = [t.saved.state for t in filled if t.saved is not None]
+        if states:
+            session.load(states)
+        courses = {n: _Course(recipe, t, plan, Replicate(session, n), Place(n, places)) for n, t in trainings.items()}
+        yield from _carry_out(courses, session.stretch)
+
+
+def _open_pass(task: Task, recipe: Recipe, trainings: Sequence[Training]) -> ReplicatedSession:
+    data = [t.splits.train for t in trainings]
+    try:
+        return ReplicatedSession(
+            [t.model for t in trainings], [t.mask for t in trainings], task, data, recipe, [t.seed for t in trainings]
+        )
+    except InputError as error:
+        raise RefusedError(str(error)) from error
+
+
+class _View(Protocol):
+    """A training under way, as far as it is looked at and not moved on."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def step(self) -> int: ...
+
+    def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+
+def _carry_out(
+    courses: Mapping[int, _Course], stretch: Callable[[int], Sequence[float]]
+) -> Iterator[tuple[int, Outcome]]:
+    """Train courses that are at one step to their ends. ``stretch`` moves them all on and gives their mean losses.
+
+    A course that has diverged is over at once, and is none of the others' business. The time is shared equally.
+    """
+    began = time.perf_counter()
+    for course in courses.values():
+        course.begin()
+    under_way = dict(courses)
+    while True:
+        for number in [n for n, course in under_way.items() if course.over]:
+            yield number, under_way.pop(number).outcome()
+        if not under_way:
+            return
+        losses = _train_to_evaluation(under_way, stretch)
+        for number, course in under_way.items():
+            course.evaluate(losses[number])
+        now = time.perf_counter()
+        for course in under_way.values():
+            course.progress.seconds += (now - began) / len(under_way)
+        began = now
+        going_on = [course for course in under_way.values() if not course.over]
+        if any(course.saving_is_due for course in going_on):  # all at one step, so that they can go on together
+            for course in going_on:
+                course.save()
+
+
+def _train_to_evaluation(courses: Mapping[int, _Course], stretch: Callable[[int], Sequence[float]]) -> dict[int, float]:
+    """Train to the next multiple of ``evaluate_every``, in one stretch but for the steps to keep; the mean losses."""
+    lead = next(iter(courses.values()))
+    begun, target = lead.session.step, lead.next_evaluation
+    losses = dict.fromkeys(courses, 0.0)
+    while (step := lead.session.step) < target:
+        steps = min(min((k for k in lead.training.keep if k > step), default=target), target) - step
+        means = stretch(steps)
+        for number, course in courses.items():
+            losses[number] += means[number] * steps
+            course.keep_state()
+    return {number: loss / (target - begun) for number, loss in losses.items()}
+
+
+class _Course:
+    """What one training keeps of its way: evaluations, the early stop, states, checkpoints, and at last the outcome."""
+
+    def __init__(
+        self, recipe: Recipe, training: Training, plan: Plan, session: _View, place: Place | None = None
+    ) -> None:
+        self.training, self.plan, self.session = training, plan, session
+        per_epoch = recipe.steps_per_epoch(len(training.splits.train))
         self.first, self.last = recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
         self.every = max(1, recipe.evaluate_every.steps(per_epoch))
-        planned = plan if self.saved is None else self.saved.plan
-        self.plan, self.session = begin(model, mask, task, self.splits.train, recipe, seed, planned)
-        self.progress = Progress() if self.saved is None else self.saved.progress
+        self.progress = Progress(place=place) if training.saved is None else training.saved.progress
 
-    def run(self) -> Outcome:
-        began, earlier = time.perf_counter(), self.progress.seconds
-        if self.saved is not None:
-            self.session.load(self.saved.state)
-        else:
-            self._keep_state()
-            self._evaluate(train_loss=None)
-        while self.session.step < self.last and not self.progress.diverged:
-            self._evaluate(train_loss=self._train_to_evaluation())
-            self.progress.seconds = earlier + time.perf_counter() - began
-            if self.slot is not None and self.session.step < self.last and not self.progress.diverged:
-                self.slot.save_if_due(self.plan, self.progress, self.session.state)
-        return self._outcome()
+    @property
+    def over(self) -> bool:
+        return self.session.step >= self.last or self.progress.diverged
 
-    def _train_to_evaluation(self) -> float:
-        """Train to the next multiple of ``evaluate_every``, in one stretch but for the steps to keep; the mean loss."""
-        begun, loss = self.session.step, 0.0
-        target = min((begun // self.every + 1) * self.every, self.last)
-        while self.session.step < target:
-            stop = min((k for k in self.keep if k > self.session.step), default=target)
-            steps = min(stop, target) - self.session.step
-            loss += self.session.stretch(steps) * steps
-            self._keep_state()
-        return loss / (target - begun)
+    @property
+    def next_evaluation(self) -> int:
+        return min((self.session.step // self.every + 1) * self.every, self.last)
 
-    def _keep_state(self) -> None:
-        if self.session.step in self.keep:
+    def begin(self) -> None:
+        """Look at the starting values; a training that goes on has done so."""
+        if self.training.saved is None:
+            self.keep_state()
+            self.evaluate(train_loss=None)
+
+    def keep_state(self) -> None:
+        if self.session.step in self.training.keep:
             self.progress.kept[self.session.step] = _copy(self.session.model)
 
-    def _evaluate(self, train_loss: float | None) -> None:
-        values = self.session.evaluate(self.splits.validation)
+    def evaluate(self, train_loss: float | None) -> None:
+        values = self.session.evaluate(self.training.splits.validation)
         row: dict[str, Any] = {"step": self.session.step, "train_loss": train_loss}
         row |= {f"validation_{name}": value for name, value in values.items()}
         progress, loss = self.progress, values["loss"]
@@ -127,10 +237,18 @@ class _Training:
         if not progress.diverged and (progress.best_loss is None or loss < progress.best_loss):
             progress.best_loss, progress.best_step, progress.best = loss, self.session.step, _copy(self.session.model)
         progress.history.append({k: v if v is None or math.isfinite(v) else None for k, v in row.items()})
-        if self.watch is not None:
-            self.watch(self.session.step - self.first, self.last - self.first, progress.history[-1])
+        if self.training.watch is not None:
+            self.training.watch(self.session.step - self.first, self.last - self.first, progress.history[-1])
 
-    def _outcome(self) -> Outcome:
+    @property
+    def saving_is_due(self) -> bool:
+        return self.training.slot is not None and self.training.slot.due
+
+    def save(self) -> None:
+        if self.training.slot is not None:
+            self.training.slot.save(self.plan, self.progress, self.session.state())
+
+    def outcome(self) -> Outcome:
         progress, final = self.progress, _copy(self.session.model)
         summary: dict[str, Any] = {
             "steps": self.session.step - self.first,
@@ -142,6 +260,8 @@ class _Training:
             "stop": self._judge(progress.best_step, progress.best),
             "end": None if progress.diverged else self._judge(self.session.step, final),
         }
+        if progress.place is not None:
+            summary["engine_place"] = [progress.place.number, progress.place.of]
         return Outcome("diverged" if progress.diverged else "finished", final, progress.history, summary, progress.kept)
 
     def _judge(self, step: int | None, state: State | None) -> dict[str, float] | None:
@@ -150,8 +270,8 @@ class _Training:
             return None
         row = next(r for r in self.progress.history if r["step"] == step)
         judged = {name: value for name, value in row.items() if name.startswith("validation_")}
-        if self.splits.test is not None:
-            values = self.session.evaluate(self.splits.test, state)
+        if self.training.splits.test is not None:
+            values = self.session.evaluate(self.training.splits.test, state)
             judged |= {f"test_{name}": value for name, value in values.items()}
         return judged
 
