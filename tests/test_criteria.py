@@ -225,7 +225,7 @@ def test_a_registered_criterion_is_known_by_name(monkeypatch: pytest.MonkeyPatch
     ("spec", "message"),
     [
         ("magnitud", "unknown criterion 'magnitud'. Did you mean 'magnitude'? A function of your own is given as"),
-        ("zzzzzzzz", "unknown criterion 'zzzzzzzz'. There are: large_final, "),
+        ("zzzzzzzz", "unknown criterion 'zzzzzzzz'. There are: force, grasp, large_final, "),
         (":by_bias", "unknown criterion ':by_bias'."),
         ("module:", "unknown criterion 'module:'."),
         (".relative:f", "unknown criterion '.relative:f'."),

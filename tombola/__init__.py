@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tombola.version import __version__
 
 if TYPE_CHECKING:
+    from tombola.at_init import prune_at_init
     from tombola.costs import Cost, cost
     from tombola.criteria import Weights, register, score
     from tombola.draws import draw
@@ -56,6 +57,7 @@ _HOME = {
     "load": "tombola.ticket",
     "prunable": "tombola.mask",
     "prune": "tombola.pruning",
+    "prune_at_init": "tombola.at_init",
     "register": "tombola.criteria",
     "score": "tombola.criteria",
 }
@@ -91,6 +93,7 @@ __all__ = [
     "load",
     "prunable",
     "prune",
+    "prune_at_init",
     "register",
     "score",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from tombola.audits.controls import get_control
 from tombola.criteria import criterion, register, score
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab, Run, Watcher, versions
-from tombola.mask import prunable
+from tombola.mask import Mask
 from tombola.methods import Round, Search, get_method
-from tombola.methods.base import Survivors
+from tombola.methods.base import Scoring, Survivors
 from tombola.pruning import Allocation, Layerwise, Shapes
 from tombola.recipe import DrawRecipe
 from tombola.schedules import geometric, to_target
@@ -27,6 +27,8 @@ from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
 
 MOST_ROUNDS = 60
+DIRECT = (0.1, 0.05, 0.02, 0.01)
+"""The densities of a method without a ladder, where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,12 @@ class Draw:
         return [r for r in self.rounds if r.number == 0 or self.inside(r)][-1]
 
     def ticket(self, round: Round | None = None) -> Ticket:
-        """The ticket of a round, of the chosen one by default."""
-        round = self.chosen if round is None else round
+        """The ticket of a round, of the chosen one by default.
+
+        Of a method that was asked for a density, not to search for one, it is the best of its tickets where none is
+        inside the margin.
+        """
+        round = (self.chosen if self.chosen.number else self._best) if round is None else round
         origin = {
             "task": self.recipe.task,
             "method": self.recipe.method,
@@ -85,6 +91,19 @@ class Draw:
             "results": {"dense": _results(self.rounds[0].run), "ticket": _results(round.run)},
         }
         return Ticket(round.mask, round.values, origin)
+
+    @property
+    def _best(self) -> Round:
+        """The dense round, or of a method without a ladder the ticket with the best validation metric."""
+        if not getattr(get_method(self.recipe.method), "direct", False) or len(self.rounds) == 1:
+            return self.rounds[0]
+        sign = 1 if self.lab.task.higher_is_better else -1
+
+        def judged(round: Round) -> float:
+            found = round.run.metric("stop", "validation")
+            return -math.inf if found is None else sign * found
+
+        return max(self.rounds[1:], key=judged)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each run. Metrics are those on test data where the task has any, else on validation data."""
@@ -182,17 +201,26 @@ def draw(
 def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     """A draw's recipe: the task's defaults, overridden by ``options``. ``InputError`` for what is wrong with them."""
     training = {**task.recipe.model_dump(), **_mapping(options.get("training"), "training")}
-    allocation = options.get("allocation", task.allocation)
+    method = get_method(str(options.get("method", DrawRecipe.model_fields["method"].default)))
+    allocation = options.get("allocation") or getattr(method, "allocation", task.allocation)
     defaults: dict[str, Any] = {"task": task.name, "allocation": allocation, "margin": task.margin}
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
-    if not any(options.get(ending) for ending in ("rounds", "density", "stop_at_margin")):
-        defaults["rounds"] = task.rounds
+    if not any(options.get(ending) for ending in ("rounds", "density", "densities", "stop_at_margin")):
+        if getattr(method, "direct", False):
+            defaults["densities"] = DIRECT
+        else:
+            defaults["rounds"] = task.rounds
     try:
         recipe = DrawRecipe.model_validate({**defaults, **options, "training": training})
     except ValidationError as error:
         raise InputError(explained(error)) from error
-    get_method(recipe.method)
+    own = getattr(method, "criterion", None)
+    if own is not None and recipe.criterion != DrawRecipe.model_fields["criterion"].default:
+        raise InputError(
+            f"method {recipe.method!r} goes by its own criterion, {own!r}, but criterion {recipe.criterion!r} is asked "
+            "for: method 'at_init' takes any"
+        )
     criterion(recipe.criterion)
     return recipe
 
@@ -217,27 +245,45 @@ def rounds(found: Draw) -> Iterator[Round]:
     record(found, "finished")
 
 
+def masks(found: Draw) -> Iterator[Mask]:
+    """The masks of a draw's tickets, in the order of its rounds.
+
+    A method that prunes before training gives them without any; for another, the draw's rounds are carried out.
+    """
+    untrained = getattr(get_method(found.recipe.method), "masks", None)
+    if untrained is not None:
+        yield from untrained(_search(found))
+        return
+    for round in rounds(found):
+        if round.number:
+            yield round.mask
+
+
 def _search(found: Draw) -> Search:
     recipe = found.recipe
-    net = found.lab.task.build(recipe.seed)
-    score(net, recipe.criterion, initial=net.state_dict())  # a criterion that fails does so before any training
-    shapes = {name: tuple(p.shape) for name, p in prunable(net).items()}
     allocation: Allocation = recipe.allocation
     if recipe.allocation == "layerwise":
         allocation = Layerwise(recipe.rate, recipe.relative_rates)
-    ladder = densities(recipe, shapes, allocation)
-    outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]
-    if outside:
-        raise InputError(f"controls are asked for at round {outside[0]}, but the rounds go from 1 to {len(ladder)}")
-    return Search(
+    search = Search(
         lab=found.lab,
         seed=recipe.seed,
-        densities=ladder,
+        densities=(),
         criterion=recipe.criterion,
         allocation=allocation,
         survivors=Survivors(recipe.survivors, recipe.back_to, recipe.fine_tune),
         strategy=recipe.strategy,
+        unpruned=recipe.unpruned,
+        scoring=Scoring(recipe.score_per_class, recipe.score_mode, recipe.score_rounds),
     )
+    net = found.lab.task.build(recipe.seed).to(recipe.training.device)
+    whole = search.whole(net)
+    # A criterion that fails does so before any training.
+    score(net, recipe.criterion, mask=whole, initial=net.state_dict(), **search.for_gradients(recipe.criterion))
+    ladder = densities(recipe, {name: tuple(t.shape) for name, t in whole.items()}, allocation)
+    outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]
+    if outside:
+        raise InputError(f"controls are asked for at round {outside[0]}, but the rounds go from 1 to {len(ladder)}")
+    return replace(search, densities=ladder)
 
 
 def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]:
@@ -256,6 +302,10 @@ def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]
 
 def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> list[float]:
     """The ladder of densities of a recipe, dense left out. A geometric ladder to a density ends on it exactly."""
+    if recipe.densities is not None:
+        return list(recipe.densities)
+    if recipe.density is not None and getattr(get_method(recipe.method), "direct", False):
+        return [recipe.density]
     if recipe.schedule != "geometric":
         return to_target(recipe.schedule, recipe.density or 0.0, recipe.rounds or 0)
     most = MOST_ROUNDS if recipe.rounds is None else recipe.rounds

@@ -11,6 +11,7 @@ from tombola.durations import Duration
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Density = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Identified(BaseModel):
@@ -51,6 +52,7 @@ class Recipe(Identified):
     gamma: Positive = Field(0.1, description="factor of the 'steps' schedule")
     warmup: Duration = Field(Duration(0), description="linear rise of the learning rate from 0")
     start: Duration = Field(Duration(0), description="where in schedule and data order training begins (rewinding)")
+    order: int = Field(0, ge=0, description="which draw of data order and augmentation a seed trains with")
     evaluate_every: Duration = Field(Duration(100), description="steps between two evaluations on validation data")
     engine: Literal["auto", "masked", "compact", "sparse"] = Field("auto", description="how a masked net is executed")
     threads: int = Field(1, gt=0, le=1024, description="torch threads; small nets want one, and one process a core")
@@ -97,6 +99,7 @@ class DrawRecipe(Identified):
 
     Where the search ends: after ``rounds`` rounds, or at ``density``, which the last round meets exactly, or with
     ``stop_at_margin`` at the first round whose validation metric falls more than ``margin`` below the dense net's.
+    ``densities`` names every round's density itself.
     """
 
     task: str = Field("digits-mlp", description="name of a task")
@@ -104,6 +107,9 @@ class DrawRecipe(Identified):
     seed: int = Field(0, ge=0, description="seed of initial weights, data split, data order and every random choice")
     rounds: int | None = Field(None, gt=0, le=1000, description="number of pruning rounds")
     density: float | None = Field(None, gt=0, lt=1, description="density to end at")
+    densities: tuple[Density, ...] | None = Field(
+        None, description="the density of each round, in place of rounds, density and rate"
+    )
     rate: float = Field(0.2, gt=0, lt=1, description="share of the kept weights pruned each round (geometric schedule)")
     relative_rates: dict[str, float] = Field(
         {}, description="by layer pattern, the multiple of the rate that applies there"
@@ -114,7 +120,17 @@ class DrawRecipe(Identified):
     schedule: Literal["geometric", "exponential", "linear", "cubic"] = Field(
         "geometric", description="how density falls over rounds; all but geometric need density and rounds"
     )
+    unpruned: tuple[str, ...] = Field((), description="patterns of layers that are left whole and don't count")
     criterion: str = Field("magnitude", description="what scores the weights: a name, or package.module:function")
+    score_mode: Literal["train", "eval"] | None = Field(
+        None, description="mode of batch normalisation while scoring; default: the criterion's own"
+    )
+    score_per_class: int = Field(
+        10, gt=0, le=10_000, description="training examples of each class that criteria with gradients score on"
+    )
+    score_rounds: int | None = Field(
+        None, gt=0, le=100_000, description="rounds of scoring at initialisation; default: the method's own"
+    )
     survivors: Literal["reset", "rewind", "lr-rewind", "fine-tune"] = Field(
         "reset", description="what surviving weights train from: initial, early (back_to) or final values"
     )
@@ -136,6 +152,11 @@ class DrawRecipe(Identified):
 
     @model_validator(mode="after")
     def _consistent(self) -> DrawRecipe:
+        if self.densities is not None:
+            if self.rounds is not None or self.density is not None or self.schedule != "geometric":
+                raise ValueError("densities name every round: leave out rounds, density and schedule")
+            if not self.densities or list(self.densities) != sorted(set(self.densities), reverse=True):
+                raise ValueError(f"densities must fall from round to round, but got {self.densities}")
         if self.schedule != "geometric" and (self.density is None or self.rounds is None):
             raise ValueError(f"schedule {self.schedule!r} needs both density (where it ends) and rounds (how many)")
         if self.schedule == "geometric" and self.density is not None and self.rounds is not None:

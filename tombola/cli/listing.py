@@ -85,4 +85,5 @@ def methods(as_json: bool) -> None:
 
 
 def _first_line(function: Any) -> str:
-    return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")
+    text = getattr(function, "description", None) or inspect.getdoc(function) or ""
+    return str(text).partition("\n\n")[0].replace("\n", " ").replace("``", "")

@@ -12,8 +12,26 @@ A function of your own works wherever a name does: ``tb.score(model, my_criterio
 
 from __future__ import annotations
 
-from tombola.criteria import magnitude as _magnitude  # noqa: F401  (registers its criterion)
+from tombola.criteria import magnitude as _magnitude  # noqa: F401  (registers its criteria)
 from tombola.criteria import zhou as _zhou  # noqa: F401
-from tombola.criteria.base import CRITERIA, Criterion, Scores, Weights, criterion, register, score
+from tombola.criteria.base import CRITERIA, Criterion, Loss, Scores, Traits, Weights, criterion, register, score, traits
+from tombola.criteria.grasp import Grasp
+from tombola.criteria.snip import Force, Snip
+from tombola.criteria.synflow import SynFlow
 
-__all__ = ["CRITERIA", "Criterion", "Scores", "Weights", "criterion", "register", "score"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Force",
+    "Grasp",
+    "Loss",
+    "Scores",
+    "Snip",
+    "SynFlow",
+    "Traits",
+    "Weights",
+    "criterion",
+    "register",
+    "score",
+    "traits",
+]

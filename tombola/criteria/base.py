@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tombola.criteria.dropout import NoDropout
 from tombola.errors import InputError, suggestion
 from tombola.mask import Mask, prunable
 
@@ -23,9 +24,10 @@ Loss = Callable[[nn.Module, Any], Tensor]
 class Weights:
     """What a criterion may look at. Tensors are detached views: don't change them in place.
 
-    ``model`` is the network itself, in the module mode asked for; ``final`` its prunable weights; ``batches`` and
+    ``model`` is the network itself, in the module mode asked for; ``final`` its prunable weights; ``mask`` the entries
+    in question (those that rounds of ``prune_at_init`` have pruned since are 0 in ``final``); ``batches`` and
     ``loss`` are the data and objective for criteria that need gradients; ``generator`` is a stream of its own for those
-    that draw at random.
+    that draw at random; ``room`` a place to keep things in from one round of ``prune_at_init`` to the next.
     """
 
     model: nn.Module
@@ -35,6 +37,7 @@ class Weights:
     loss: Loss | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
     start: Mapping[str, Tensor] | None = None
+    room: dict[str, Any] = field(default_factory=dict)
 
     @property
     def initial(self) -> dict[str, Tensor]:
@@ -54,6 +57,29 @@ class Weights:
 
 Criterion = Callable[[Weights], Scores]
 CRITERIA: dict[str, Criterion] = {}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is particular to a criterion; it carries them as its attribute ``traits``.
+
+    ``mode`` is the module mode that it scores in where none is asked for. ``rounds`` and the rest are for pruning at
+    initialisation (``prune_at_init``): in how many rounds; whether ``cautious`` ones are put in between, so that no
+    round takes all that a layer has left; whether a round ranks pruned entries again (``revives``); whether the data
+    give no more than the input's shape (``data_free``).
+    """
+
+    mode: str | None = None
+    rounds: int = 1
+    cautious: bool = False
+    revives: bool = False
+    data_free: bool = False
+
+
+def traits(function: Criterion) -> Traits:
+    """The traits of a criterion; those of a function that has none are the defaults."""
+    own = getattr(function, "traits", None)
+    return own if isinstance(own, Traits) else Traits()
 
 
 def register(name: str) -> Callable[[Criterion], Criterion]:
@@ -116,15 +142,16 @@ def score(
     Parameters
     ----------
     model
-        Any ``nn.Module``.
+        Any ``nn.Module``. Dropout is off while it is scored, whatever the mode.
     by
         A criterion's name, ``"package.module:function"``, or a function of ``Weights``.
     batches, loss
-        Data, and ``loss(model, batch)``, for criteria that need gradients.
+        Data, and ``loss(model, batch)``, the mean over the batch, for criteria that need gradients.
     mask
         The entries in question: parameters that it doesn't cover are not scored. Default: every prunable parameter.
     mode
-        ``"train"`` or ``"eval"``, the module mode while scoring; default: as the model stands.
+        ``"train"`` or ``"eval"``, the module mode while scoring, which decides what batch normalisation does; default:
+        the criterion's own, and for one without a mode of its own as the model stands.
     initial
         A state_dict of the initial weights, for criteria that compare with them.
     generator
@@ -136,8 +163,6 @@ def score(
     Raises ``InputError`` for an unknown criterion or mode, a criterion that returns the wrong shapes, and scores that
     are NaN.
     """
-    if mode not in (None, "train", "eval"):
-        raise InputError(f"mode must be 'train' or 'eval', but got {mode!r}")
     function = criterion(by)
     covered = prunable(model) if mask is None else mask.parameters(model)
     weights = Weights(
@@ -149,18 +174,21 @@ def score(
         generator=torch.Generator() if generator is None else generator,
         start=initial,
     )
-    with _untouched(model, mode):
+    with untouched(model, mode or traits(function).mode):
         # Checked and copied before the weights come back: the scores may share their memory.
-        return _checked(function(weights), weights, by)
+        found = checked(function(weights), weights, by)
+        refuse_nan(found, by)
+        return {name: value.to("cpu", copy=True) for name, value in found.items()}
 
 
-def _checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
-    label = by if isinstance(by, str) else getattr(by, "__qualname__", repr(by))
+def checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
+    """What a criterion gave, float32 or float64 and not copied; ``InputError`` for what isn't one score an entry."""
+    label = _label(by)
     if not isinstance(scores, Mapping):
         raise InputError(
             f"the criterion {label!r} must return a dict of names to scores, but gave a {type(scores).__name__}"
         )
-    checked = {}
+    found = {}
     for name, weight in weights.final.items():
         value = scores.get(name)
         if not isinstance(value, Tensor) or value.shape != weight.shape or value.is_complex():
@@ -171,23 +199,42 @@ def _checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
                 f"the criterion {label!r} must give {name!r} real scores of shape {tuple(weight.shape)}, but gave {got}"
             )
         short = value.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        checked[name] = value.detach().to("cpu", torch.float32 if short else torch.float64, copy=True)
-        if bool(torch.isnan(checked[name]).any()):
-            raise InputError(f"the criterion {label!r} scored some of {name!r} NaN: are the weights finite?")
-    return checked
+        found[name] = value.detach().to(torch.float32 if short else torch.float64)
+    return found
+
+
+def _label(by: str | Criterion) -> str:
+    return by if isinstance(by, str) else str(getattr(by, "__qualname__", repr(by)))
+
+
+def refuse_nan(scores: Scores, by: str | Criterion) -> None:
+    """``InputError`` where scores of the criterion ``by`` are NaN."""
+    for name, value in scores.items():
+        # The sum is several times as fast to look at, and infinities of both signs make it NaN too.
+        if bool(value.sum().isnan()) and bool(torch.isnan(value).any()):
+            raise InputError(f"the criterion {_label(by)!r} scored some of {name!r} NaN: are the weights finite?")
 
 
 @contextmanager
-def _untouched(model: nn.Module, mode: str | None) -> Iterator[None]:
-    """Give the model back as it was: training flags, parameters, buffers, gradients, torch's global random state."""
+def untouched(model: nn.Module, mode: str | None) -> Iterator[None]:
+    """Give the model back as it was: training flags, parameters, buffers, gradients, torch's global random state.
+
+    Meanwhile it is in ``mode`` (``"train"``, ``"eval"``, or None for as it stands), with dropout off.
+    """
+    if mode not in (None, "train", "eval"):
+        raise InputError(f"mode must be 'train' or 'eval', but got {mode!r}")
     # Tensors are remembered by slot and by content: a forward pass may fill a buffer, or put another in its place.
     slots = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     try:
-        with torch.random.fork_rng(devices={t.device for t, _ in tensors if t.is_cuda}):
+        devices = {t.device for t, _ in tensors if t.is_cuda}
+        with torch.random.fork_rng(devices), NoDropout(), torch.enable_grad():
             if mode is not None:
                 model.train(mode == "train")
+            for module in model.modules():
+                if isinstance(module, nn.RNNBase) and module.dropout:
+                    module.training = False  # its dropout happens inside one call
             for p in model.parameters():
                 p.grad = None
             yield

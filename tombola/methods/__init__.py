@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tombola.errors import InputError, suggestion
+from tombola.methods.at_init import AtInit
 from tombola.methods.base import Round, Search
 from tombola.methods.imp import imp
 from tombola.methods.one_shot import one_shot
 
 Method = Callable[[Search], Iterator[Round]]
-METHODS: dict[str, Method] = {"imp": imp, "one_shot": one_shot}
+METHODS: dict[str, Method] = {
+    "imp": imp,
+    "one_shot": one_shot,
+    "snip": AtInit("Before training, by |w dL/dw| (Lee et al. 2019).", "snip"),
+    "iterative_snip": AtInit("SNIP in 100 rounds; what is pruned stays so (de Jorge et al. 2021).", "snip", rounds=100),
+    "force": AtInit("SNIP in 100 rounds; what is pruned may come back (de Jorge et al. 2021).", "force"),
+    "grasp": AtInit("Before training, by what the gradient flow loses (Wang et al. 2020).", "grasp"),
+    "synflow": AtInit(
+        "Before training and without data, by synaptic flow in 100 rounds (Tanaka et al. 2020).", "synflow"
+    ),
+    "magnitude_at_init": AtInit("Before training, by the size of the initial weights.", "magnitude"),
+    "random_at_init": AtInit("Before training, at random.", "random"),
+    "at_init": AtInit("Before training, by the criterion asked for."),
+}
+"""By name. A method that is an object may say by attributes what it does otherwise: ``criterion``, the one it goes by;
+``allocation``, its own default; ``direct``, that it goes to a density without a ladder; ``description``."""
 
 
 def get_method(name: str) -> Method:
@@ -20,4 +36,4 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Method", "Round", "Search", "get_method", "imp", "one_shot"]
+__all__ = ["METHODS", "AtInit", "Method", "Round", "Search", "get_method", "imp", "one_shot"]

@@ -17,11 +17,11 @@ def imp(search: Search) -> Iterator[Round]:
     """
     lab, dense = search.lab, search.dense()
     yield Round(0, Mask.full(dense.model()), dense.start, dense)
-    pruned = dense
+    pruned, mask = dense, search.whole(dense.model())
     for number, density in enumerate(search.densities, start=1):
         if pruned.diverged:
             return
-        mask = search.pruned(pruned, density, number, dense.start, within=pruned.mask)
+        mask = search.pruned(pruned, density, number, dense.start, within=mask)
         values, run = search.survivors.train(lab, dense, pruned, mask)
         yield Round(number, mask, values, run)
         if search.strategy == 2:

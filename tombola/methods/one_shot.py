@@ -12,9 +12,10 @@ def one_shot(search: Search) -> Iterator[Round]:
     """Train the dense net once; at each density prune it at one go and train the survivors from their values."""
     dense = search.dense()
     yield Round(0, Mask.full(dense.model()), dense.start, dense)
+    whole = search.whole(dense.model())
     for number, density in enumerate(search.densities, start=1):
         if dense.diverged:
             return
-        mask = search.pruned(dense, density, number, dense.start)
+        mask = search.pruned(dense, density, number, dense.start, within=whole)
         values, run = search.survivors.train(search.lab, dense, dense, mask)
         yield Round(number, mask, values, run)
