@@ -21,7 +21,6 @@ from functools import partial
 import torch
 from baselines import Loop, Normalised, eager
 from machine import described, limits
-from nets import resnet20, vgg11
 from real_masks import Data, colour_images, conv_masks
 from timing import begin, duration, header, interleaved, ratio, table
 from torch import nn
@@ -29,7 +28,7 @@ from torch import nn
 import tombola as tb
 from tombola.engines import Plan, open_session
 from tombola.engines.tracing import UnsupportedError
-from tombola.tasks.models import conv_net
+from tombola.tasks.models import conv_net, resnet, vgg
 
 DENSITIES = (1.0, 0.2, 0.1, 0.05, 0.02)
 DEFAULT, LAST, BF16 = "default layout", "channels last", "channels last, bfloat16"
@@ -48,8 +47,8 @@ class Net:
 NETS = (
     Net("Conv-2", lambda: conv_net(2), _ADAM),
     Net("Conv-4", lambda: conv_net(4), _ADAM),
-    Net("ResNet-20", resnet20, _SGD),
-    Net("VGG-11", vgg11, _SGD),
+    Net("ResNet-20", lambda: resnet(20), _SGD),
+    Net("VGG-11", lambda: vgg(11), _SGD),
 )
 
 

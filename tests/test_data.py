@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from tombola.errors import DataError, InputError
 from tombola.tasks.data.arrays import Arrays, split
-from tombola.tasks.data.cifar import load_cifar10
+from tombola.tasks.data.cifar import load_cifar10, load_cifar100
 from tombola.tasks.data.digits import load_digits
 from tombola.tasks.data.idx import load_fashion_mnist, load_mnist
+from tombola.tasks.data.svhn import load_svhn
+from tombola.tasks.data.tiny_imagenet import load_tiny_imagenet
 
 REAL_DATA = os.environ.get("TOMBOLA_DATA", "")
 
@@ -201,6 +203,35 @@ def test_the_real_data_sets_have_their_counts_and_normalisation(load, train_n):
     train, test = load(Path(REAL_DATA), download=False)
     assert (len(train), len(test)) == (train_n, 10_000)
     assert torch.bincount(test.y).tolist() == [1000] * 10 or load is load_mnist
+    assert_normalised(train)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL_DATA, reason="TOMBOLA_DATA doesn't name a data root")
+@pytest.mark.parametrize(
+    ("load", "counts", "classes"),
+    [
+        (load_cifar100, (50_000, 10_000), 100),
+        (load_svhn, (73_257, 26_032), 10),
+        (load_tiny_imagenet, (100_000, 10_000), 200),
+    ],
+)
+def test_the_larger_data_sets_too_where_they_are_there(load, counts, classes):
+    try:
+        train, test = load(Path(REAL_DATA), download=False)
+    except DataError as error:
+        if "is not in the data root" not in str(error):
+            raise
+        pytest.skip(str(error).partition("\n")[0])
+    assert (len(train), len(test)) == counts
+    for part in (train, test):
+        shares = torch.bincount(part.y, minlength=classes)
+        assert len(shares) == classes
+        assert load is load_svhn or set(shares.tolist()) == {len(part) // classes}
+    assert_normalised(train)
+
+
+def assert_normalised(train):
     sums = [(x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), x[:, 0].numel()) for x, _ in train.batches(5_000)]
     count = sum(n for _, _, n in sums)
     mean = sum(s for s, _, _ in sums) / count

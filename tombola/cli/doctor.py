@@ -18,7 +18,13 @@ _DATA = {
     "MNIST": ("MNIST/raw", "train-images-idx3-ubyte"),
     "FashionMNIST": ("FashionMNIST/raw", "train-images-idx3-ubyte"),
     "CIFAR-10": ("cifar-10-batches-bin", "data_batch_1.bin"),
+    "CIFAR-100": ("cifar-100-binary", "train.bin"),
+    "SVHN": (".", "train_32x32.mat"),
+    "Tiny-ImageNet": (".", "tiny-imagenet-200.safetensors", "tiny-imagenet-200.zip", "tiny-imagenet-200/wnids.txt"),
+    "ImageNet": ("imagenet", "train"),
 }
+"""By data set, its folder in the data root and what of it is looked for there: one of these, or one gzipped."""
+_NOT_DOWNLOADED = {"ImageNet"}
 
 
 @click.command("doctor", cls=Verb)
@@ -88,13 +94,16 @@ def _data(data_root: Path | None) -> dict[str, str]:
 
     root, configuration = root_of(data_root), configuration_path()
     there = "" if configuration.exists() else " (not there, nor needed)"
-    found = {name: _found(root / folder, first) for name, (folder, first) in _DATA.items()}
+    found = {name: _found(name, root / folder, wanted) for name, (folder, *wanted) in _DATA.items()}
     return {"root": str(root), "configuration": f"{configuration}{there}", "digits": "embedded", **found}
 
 
-def _found(folder: Path, first: str) -> str:
-    there = any((folder / name).exists() for name in (first, f"{first}.gz"))
-    return f"found in {folder}" if there else f"not in {folder}: downloaded when first needed"
+def _found(name: str, folder: Path, wanted: list[str]) -> str:
+    if any((folder / file).exists() for first in wanted for file in (first, f"{first}.gz")):
+        return f"found in {folder}"
+    return f"not in {folder}: " + (
+        "you must put it there" if name in _NOT_DOWNLOADED else "downloaded when first needed"
+    )
 
 
 def _store(store: str) -> dict[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from tombola.errors import InputError, suggestion
+from tombola.tasks.deep import DEEP
 from tombola.tasks.task import Examples, Splits, Task, accuracy, cross_entropy
-from tombola.tasks.vision import TASKS
+from tombola.tasks.vision import SMALL
 
 __all__ = ["TASKS", "Examples", "Splits", "Task", "accuracy", "cross_entropy", "get_task"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (*SMALL, *DEEP)}
 
 
 def get_task(name: str) -> Task:

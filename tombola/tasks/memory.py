@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tombola.tasks.data.arrays import Arrays
+from tombola.tasks.data.augment import Augmented
 from tombola.tasks.task import Examples, _Part, _Tensors
 
 
@@ -25,6 +26,8 @@ class InMemory:
 
 def in_memory(data: Examples) -> InMemory | None:
     """The arrays behind labelled examples, not copied where possible; None where there are none, or not on the CPU."""
+    if isinstance(data, Augmented):  # as they are: what varies them is in the indices
+        return in_memory(data.plain)
     if isinstance(data, Arrays) and data.x.device.type == "cpu":
         one = torch.ones((1, *data.x.shape[1:]))
         scale, shift = ((one * value).reshape(-1).numpy() for value in data._affine)

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from tombola.batches import moved, tensors
 from tombola.errors import InputError
 from tombola.recipe import Recipe
 from tombola.sealed import content_hash
 from tombola.seeds import global_stream, stream
+from tombola.tasks.data.augment import Augmented
 from tombola.tasks.data.download import Progress
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -116,6 +118,8 @@ class Task:
         300 examples at 97 %, one standard error is a hundredth.
     load
         For built-in tasks: ``load(root, seed, progress)`` gives the splits in place of the three fields.
+    input_shape
+        The shape of one input. What needs no more than that, such as SynFlow, then does without the data.
     """
 
     model: Callable[[], nn.Module]
@@ -133,6 +137,7 @@ class Task:
     rounds: int = 12
     margin: float = 0.005
     load: LoadSplits | None = None
+    input_shape: tuple[int, ...] | None = None
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -148,7 +153,10 @@ class Task:
             return Splits(train, examples(self.validation), test)
         order = torch.randperm(len(train), generator=stream(seed, "split"))
         held_out = max(1, len(train) // 10)
-        return Splits(_Part(train, order[held_out:].sort().values), _Part(train, order[:held_out].sort().values), test)
+        kept, validation = order[held_out:].sort().values, order[:held_out].sort().values
+        if isinstance(train, Augmented):
+            return Splits(train.select(kept), train.plain.select(validation), test)
+        return Splits(_Part(train, kept), _Part(train, validation), test)
 
     def build(self, seed: int, *names: str | int) -> nn.Module:
         """The net with the initial weights of ``seed``, or of a control's stream, e.g. ``("control", "reinit", 0)``."""
@@ -215,7 +223,7 @@ class _Indexed:
         return len(self.dataset)
 
     def take(self, index: Tensor) -> Any:
-        return _moved(default_collate([self.dataset[i] for i in index.tolist()]), self.device)
+        return moved(default_collate([self.dataset[i] for i in index.tolist()]), self.device)
 
     def batches(self, size: int) -> Iterator[Any]:
         for first in range(0, len(self), size):
@@ -226,7 +234,7 @@ class _Indexed:
 
     @property
     def digest(self) -> str:
-        sample = _tensors(self.take(torch.tensor([0, len(self) // 2, len(self) - 1])))
+        sample = tensors(self.take(torch.tensor([0, len(self) // 2, len(self) - 1])))
         about = {"type": type(self.dataset).__qualname__, "length": len(self)}
         return content_hash("data", about, {str(i): t.cpu() for i, t in enumerate(sample)})
 
@@ -253,28 +261,6 @@ class _Part:
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.whole.digest.encode() + self.index.cpu().numpy().tobytes()).hexdigest()
-
-
-def size_of(batch: Any) -> int:
-    """How many examples a batch holds: the first dimension of its first tensor."""
-    tensors = _tensors(batch)
-    return len(tensors[0]) if tensors and tensors[0].dim() else 1
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    return [t for part in batch for t in _tensors(part)] if isinstance(batch, (tuple, list)) else []
-
-
-def _moved(batch: Any, device: str) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _moved(part, device) for key, part in batch.items()}
-    return [_moved(part, device) for part in batch] if isinstance(batch, (tuple, list)) else batch
 
 
 def _source(function: Callable[..., Any]) -> str:

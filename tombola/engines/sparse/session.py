@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from tombola.engines.sparse.update import Optimizer
 from tombola.engines.tracing import UnsupportedError, trace
 from tombola.mask import Mask
 from tombola.recipe import Recipe
+from tombola.tasks.data.augment import Augmented
 from tombola.tasks.memory import InMemory, in_memory
 from tombola.tasks.task import Examples, Task, accuracy, cross_entropy
 
@@ -40,6 +42,9 @@ class SparseSession:
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         data = _held(train)
+        self._varied = _Varied(train, data.rows.shape[1], recipe.batch) if isinstance(train, Augmented) else None
+        if self._varied is not None:
+            data = replace(data, rows=self._varied.rows, y=self._varied.y)
         self.program = plan_program(model, mask, task, train, recipe)
         self.program.read(model.state_dict())
         self._features = data.rows.shape[1]
@@ -88,8 +93,19 @@ class SparseSession:
         return total / max(seen, 1)
 
     def _train_on(self, order: NDArray[np.int64], position: int, steps: int) -> tuple[float, int]:
+        """The sum of the losses over the examples, and their number."""
+        if self._varied is None:
+            return self._run(order[position * self.recipe.batch : (position + steps) * self.recipe.batch], steps)
+        total, seen = 0.0, 0
+        for first in range(position, position + steps, self._varied.steps):
+            count = min(self._varied.steps, position + steps - first)
+            index = order[first * self.recipe.batch : (first + count) * self.recipe.batch]
+            loss, examples = self._run(self._varied.made(index), count)
+            total, seen = total + loss, seen + examples
+        return total, seen
+
+    def _run(self, part: NDArray[np.int64], steps: int) -> tuple[float, int]:
         batch = self.recipe.batch
-        part = order[position * batch : (position + steps) * batch]
         counts = np.full(steps, batch, dtype=np.int64)
         counts[-1] = len(part) - batch * (steps - 1)
         rates = np.array(self.recipe.rates(self.step, steps, self.steps_per_epoch))
@@ -104,7 +120,7 @@ class SparseSession:
     def _indices(self, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch: the permutation that the masked engine draws, cut to whole steps."""
         if self._order[0] != epoch:
-            order = epoch_order(self.seed, epoch, len(self.train)).numpy()
+            order = epoch_order(self.seed, epoch, self.train, self.recipe.order).numpy()
             self._order = (epoch, order[: self.steps_per_epoch * self.recipe.batch])
         return self._order[1]
 
@@ -182,6 +198,25 @@ class SparseSession:
         # SGD counts nothing: it only matters whether there was an update.
         self._updates = max(updates, default=int(any(name.startswith("optimizer.") for name in state)))
         self.step, self._current = int(state["step"]), True
+
+
+class _Varied:
+    """Augmented images, made for some steps at a time into arrays that compiled code reads as it reads any data."""
+
+    _BYTES = 1 << 25
+
+    def __init__(self, train: Augmented, features: int, batch: int) -> None:
+        self._train = train
+        self.steps = max(1, self._BYTES // (batch * features))
+        self.rows = np.empty((self.steps * batch, features), dtype=np.uint8)
+        self.y = np.zeros(self.steps * batch, dtype=np.int64)
+
+    def made(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Make the images of a varied index; where they lie."""
+        count = len(index)
+        self.rows[:count] = self._train.rows(torch.from_numpy(index)).reshape(count, -1).numpy()
+        self.y[:count] = self._train.plain.y.numpy()[index % len(self._train)]
+        return np.arange(count, dtype=np.int64)
 
 
 def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe) -> Program:

@@ -41,17 +41,19 @@ class Arrays:
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The batch of these examples (1-D int64 index on any device): normalised ``x``, and ``y``."""
         index = index.to(self.x.device)
-        scale, shift = self._affine
-        return self.x.index_select(0, index).float().mul_(scale).add_(shift), self.y.index_select(0, index)
+        return self.normalised(self.x.index_select(0, index)), self.y.index_select(0, index)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All examples in order, in batches of ``size``; the last one may be smaller."""
         if size < 1:
             raise InputError(f"a batch must hold 1 example or more, but got {size}")
-        scale, shift = self._affine
         for first in range(0, len(self), size):
-            part = self.x[first : first + size].to(torch.float32, copy=True)  # a slice of float32 would be x itself
-            yield part.mul_(scale).add_(shift), self.y[first : first + size]
+            yield self.normalised(self.x[first : first + size]), self.y[first : first + size]
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Examples of this set's kind as they go into a batch: a new float32 tensor, normalised."""
+        scale, shift = self._affine
+        return x.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
     def select(self, index: Tensor) -> Arrays:
         """A set of these examples only, in the order of the index; the tensors are copied."""

@@ -1,12 +1,8 @@
-"""CIFAR-10 in its binary version: records of one label byte and 3,072 bytes of a 32x32 image, colour by colour."""
+"""CIFAR-10 and CIFAR-100 in their binary versions: records of a label and a 32x32 image, colour by colour."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tarfile
-import tempfile
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +12,51 @@ import torch
 from tombola.errors import DataError
 from tombola.tasks.data.arrays import Arrays
 from tombola.tasks.data.download import Progress
-from tombola.tasks.data.sources import CIFAR10, obtain
+from tombola.tasks.data.sources import CIFAR10, CIFAR100, Source, obtain
+from tombola.tasks.data.unpacking import extract_tar
 
-_FOLDER = "cifar-10-batches-bin"
-_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-_TEST = ("test_batch.bin",)
-_CLASSES = 10
-_RECORD = 1 + 3 * 32 * 32
-_MOST_RECORDS = 10_000  # in one file of the original
-_PICKLES = "cifar-10-batches-py"
+_PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the records are and what they look like: ``labels`` bytes, of which the last counts, then the pixels."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: int
+    classes: int
+    most: int
+    """Records in the largest file of the original."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pickles: str
+    """The folder of torchvision's version, which is never read."""
+
+
+_TEN = _Layout(
+    folder="cifar-10-batches-bin",
+    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    test=("test_batch.bin",),
+    labels=1,
+    classes=10,
+    most=10_000,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    pickles="cifar-10-batches-py",
+)
+_HUNDRED = _Layout(
+    folder="cifar-100-binary",
+    train=("train.bin",),
+    test=("test.bin",),
+    labels=2,
+    classes=100,
+    most=50_000,
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    pickles="cifar-100-python",
+)
 
 
 def load_cifar10(root: Path, *, download: bool = True, progress: Progress | None = None) -> tuple[Arrays, Arrays]:
@@ -34,78 +66,54 @@ def load_cifar10(root: Path, *, download: bool = True, progress: Progress | None
     ``root/cifar-10-binary.tar.gz``. ``DataError`` where something is missing or damaged. Pickles, such as those of
     torchvision's python version, are never read.
     """
-    folder, archive = root / _FOLDER, root / CIFAR10.files[0].name
-    missing = [name for name in (*_TRAIN, *_TEST) if not (folder / name).is_file()]
+    return _load(CIFAR10, _TEN, root, download, progress)
+
+
+def load_cifar100(root: Path, *, download: bool = True, progress: Progress | None = None) -> tuple[Arrays, Arrays]:
+    """CIFAR-100 with its 100 fine labels, as ``load_cifar10``, from ``root/cifar-100-binary`` or ``.tar.gz``."""
+    return _load(CIFAR100, _HUNDRED, root, download, progress)
+
+
+def _load(
+    source: Source, layout: _Layout, root: Path, download: bool, progress: Progress | None
+) -> tuple[Arrays, Arrays]:
+    folder, archive = root / layout.folder, root / source.files[0].name
+    missing = [name for name in (*layout.train, *layout.test) if not (folder / name).is_file()]
     if missing:
         if not archive.is_file():
-            obtain(CIFAR10, root, CIFAR10.files, download=download, progress=progress, note=_note(root, missing))
-        _extract(archive, missing, folder)
-    return _read(folder, _TRAIN), _read(folder, _TEST)
+            note = _note(root, layout, missing)
+            obtain(source, root, source.files, download=download, progress=progress, note=note)
+        extract_tar(archive, missing, folder, limit=layout.most * (layout.labels + _PIXELS))
+    return _read(folder, layout, layout.train), _read(folder, layout, layout.test)
 
 
-def _note(root: Path, missing: list[str]) -> str:
-    note = f"Not in {root / _FOLDER}: {', '.join(missing)}. They are taken from the archive once it is in place."
-    if (root / _PICKLES).is_dir():
-        note += (
-            f" {root / _PICKLES} holds pickles, which can run code and are never read: the binary version is needed."
-        )
+def _note(root: Path, layout: _Layout, missing: list[str]) -> str:
+    note = f"Not in {root / layout.folder}: {', '.join(missing)}. They are taken from the archive once it is in place."
+    pickles = root / layout.pickles
+    if pickles.is_dir():
+        note += f" {pickles} holds pickles, which can run code and are never read: the binary version is needed."
     return note
 
 
-def _extract(archive: Path, names: list[str], folder: Path) -> None:
-    """Take these files out of the archive, into a folder of their own first, so that ``folder`` gets whole files only.
-
-    Only regular members of exactly these names are read, and written under our own names: no path, link or mode in
-    the archive is followed.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{_FOLDER}-", dir=folder.parent) as temporary:
-            _unpack(archive, names, Path(temporary))
-            folder.mkdir(exist_ok=True)
-            for name in names:
-                os.replace(Path(temporary) / name, folder / name)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{archive} can't be unpacked to {folder}: {error}; if it is damaged, delete it") from error
+def _read(folder: Path, layout: _Layout, names: tuple[str, ...]) -> Arrays:
+    records = np.concatenate([_records(folder / name, layout) for name in names])
+    x = torch.from_numpy(np.ascontiguousarray(records[:, layout.labels :]).reshape(-1, 3, 32, 32))
+    y = torch.from_numpy(records[:, layout.labels - 1].astype(np.int64))
+    return Arrays(x, y, mean=layout.mean, std=layout.std)
 
 
-def _unpack(archive: Path, names: list[str], target: Path) -> None:
-    """Write the members of these names to ``target``, in one pass: going back in a gzipped file is slow."""
-    wanted = {f"{_FOLDER}/{name}": name for name in names}
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            name = wanted.get(member.name.removeprefix("./"))
-            stream = tar.extractfile(member) if name and member.isreg() else None
-            if name is None or stream is None:
-                continue
-            if member.size > _RECORD * _MOST_RECORDS:
-                raise DataError(
-                    f"{member.name} in {archive} must not exceed {_RECORD * _MOST_RECORDS:,} bytes, but does"
-                )
-            with stream, (target / name).open("wb") as out:
-                shutil.copyfileobj(stream, out)
-    lacking = [name for name in names if not (target / name).exists()]
-    if lacking:
-        raise DataError(f"{archive} must hold {_FOLDER}/{lacking[0]} as a regular file, but doesn't")
-
-
-def _read(folder: Path, names: tuple[str, ...]) -> Arrays:
-    records = np.concatenate([_records(folder / name) for name in names])
-    x = torch.from_numpy(np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32))
-    y = torch.from_numpy(records[:, 0].astype(np.int64))
-    return Arrays(x, y, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-
-
-def _records(path: Path) -> npt.NDArray[np.uint8]:
-    """The records of a file, (N, 3073): N follows from its size."""
+def _records(path: Path, layout: _Layout) -> npt.NDArray[np.uint8]:
+    """The records of a file, (N, labels and pixels): N follows from its size."""
+    length = layout.labels + _PIXELS
     try:
         size = path.stat().st_size
-        if size == 0 or size % _RECORD or size > _RECORD * _MOST_RECORDS:
+        if size == 0 or size % length or size > length * layout.most:
             raise DataError(
-                f"{path} must hold 1 to {_MOST_RECORDS:,} records of {_RECORD:,} bytes, but is {size:,} bytes long"
+                f"{path} must hold 1 to {layout.most:,} records of {length:,} bytes, but is {size:,} bytes long"
             )
-        records = np.fromfile(path, np.uint8).reshape(-1, _RECORD)
+        records = np.fromfile(path, np.uint8).reshape(-1, length)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read: {error}") from error
-    if (highest := int(records[:, 0].max())) >= _CLASSES:
-        raise DataError(f"labels in {path} must be 0 to {_CLASSES - 1}, but one is {highest}")
+    if (highest := int(records[:, layout.labels - 1].max())) >= layout.classes:
+        raise DataError(f"labels in {path} must be 0 to {layout.classes - 1}, but one is {highest}")
     return records

@@ -55,7 +55,31 @@ CIFAR10 = Source(
     files=(RemoteFile("cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530", 170_052_171),),
     hosts=("https://www.cs.toronto.edu/~kriz",),
 )
-SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, CIFAR10)}
+CIFAR100 = Source(
+    name="cifar100",
+    title="CIFAR-100 (binary version)",
+    folder="",
+    files=(RemoteFile("cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8", 168_513_733),),
+    hosts=("https://www.cs.toronto.edu/~kriz",),
+)
+SVHN = Source(
+    name="svhn",
+    title="SVHN (cropped digits)",
+    folder="",
+    files=(
+        RemoteFile("train_32x32.mat", "md5:e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
+        RemoteFile("test_32x32.mat", "md5:eb5a983be6a315427106f1b164d9cef3", 64_275_384),
+    ),
+    hosts=("http://ufldl.stanford.edu/housenumbers",),
+)
+TINY_IMAGENET = Source(
+    name="tiny-imagenet",
+    title="Tiny-ImageNet-200",
+    folder="",
+    files=(RemoteFile("tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de", 248_100_043),),
+    hosts=("http://cs231n.stanford.edu",),
+)
+SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, SVHN, TINY_IMAGENET)}
 
 
 def mirrors(name: str) -> list[str]:

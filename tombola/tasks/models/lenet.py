@@ -12,16 +12,7 @@ from itertools import pairwise
 from torch import nn
 
 from tombola.errors import InputError
-
-
-def gaussian_glorot_(model: nn.Module) -> nn.Module:
-    """Draw every linear and convolutional weight from N(0, 2 / (fan_in + fan_out)) and set biases to zero, in place."""
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
+from tombola.tasks.models.initialisation import gaussian_glorot_
 
 
 def mlp(*widths: int) -> nn.Module:
