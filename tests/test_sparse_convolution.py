@@ -16,7 +16,7 @@ from sparse_tools import JUNK, allocated, assert_untouched_around, collect, run,
 from tombola.engines.sparse.conv_kernels import PAIRS
 from tombola.engines.sparse.conv_tiles import Places, tile_tables
 from tombola.engines.sparse.convolution import Axis, Convolution, halos, least_halos
-from tombola.engines.sparse.parts import Activation
+from tombola.engines.sparse.parts import Activation, aligned
 from tombola.errors import InputError
 
 Pair = tuple[int, int]
@@ -42,6 +42,8 @@ class Case:
     relu: bool = False
     gated: bool = False
     accumulate: bool = False
+    onto: bool = False
+    """With ``accumulate``: what is added to lies elsewhere, and hasn't been gated."""
     seed: int = 0
 
     def numbers(self, *shape: int) -> NDArray[np.float32]:
@@ -89,6 +91,7 @@ def cases(draw: st.DrawFn) -> Case:
         relu=draw(st.booleans()),
         gated=draw(st.booleans()),
         accumulate=draw(st.booleans()),
+        onto=draw(st.booleans()),
         seed=draw(st.integers(0, 2**31)),
     )
 
@@ -127,20 +130,26 @@ def assert_as_in_torch(case: Case, padding: Pair | str | None = None) -> None:
     old = case.numbers(*value.shape, 2)[..., 0]
     assert x64.grad is not None
     assert weight.grad is not None
-    slope = np.where(value > 0, x64.grad, 0) if case.gated else x64.grad.numpy()
+    slope = x64.grad.numpy() + old if case.accumulate else x64.grad.numpy()
+    if case.gated:
+        slope = np.where(value > 0, slope, 0)
     for threads in (1, 2, 3):
         layer = layer_of(case, *expected.shape[2:])
         x, y = layer.x, layer.y
         spread(x, x.value, value, JUNK)
-        spread(x, x.gradient, old, np.float32(0))
+        onto = aligned(x.size) if case.accumulate and case.onto else None
+        if onto is None:
+            spread(x, x.gradient, np.where(value > 0, old, 0) if case.gated else old, np.float32(0))
+        else:
+            spread(x, onto, old, np.float32(0))
         spread(y, y.gradient, dy, np.float32(0))
-        run(layer.forward(True) + layer.backward(True, case.accumulate), case.count, threads)
+        run(layer.forward(True) + layer.backward(True, case.accumulate, onto=onto), case.count, threads)
         result = expected.detach().numpy()
         np.testing.assert_array_equal(
             collect(y, y.value, case.count)[: case.count], np.maximum(result, 0) if case.relu else result
         )
         found = collect(x, x.gradient, case.count)
-        np.testing.assert_array_equal(found[: case.count], slope + old if case.accumulate else slope)
+        np.testing.assert_array_equal(found[: case.count], slope)
         assert not found[case.count :].any()
         np.testing.assert_array_equal(layer.weight.gradient, weight.grad.numpy().ravel()[layer.weight.order])
         if layer.bias is not None:
@@ -162,6 +171,7 @@ def test_as_in_torch(case: Case) -> None:
     [
         Case(60, 64, 48, (8, 8), padding=(1, 1), density=0.4, gated=True, relu=True),
         Case(60, 64, 48, (8, 8), padding=(1, 1), density=0.4, accumulate=True),
+        Case(60, 64, 48, (8, 8), padding=(1, 1), density=0.4, accumulate=True, onto=True, gated=True),
         Case(17, 40, 96, (9, 7), padding=(1, 1), density=1.0, stride=(2, 1)),
     ],
 )

@@ -35,8 +35,10 @@ from tombola.engines.sparse.pixels import (
     load_at,
     load_some_at,
     prefetch_at,
+    squares_about,
     store_at,
     stream_at,
+    sum_of,
 )
 from tombola.engines.sparse.vectors import fold, total, totals4
 
@@ -45,9 +47,13 @@ PAIRS = 8 if WIDE else 2
 """Pairs of pixels in a tile: what fits into 32 registers of 16 floats, or into 16 of 8."""
 TILE_SLOTS = 2 * PAIRS + 3
 """Numbers in a row of the table: offsets in the source, in the result, two steps, the live pixels as bits."""
+TILE_VALUES = 2 * PAIRS * 16
+"""Numbers of a channel in a tile of which every pixel is live."""
 SUMS_BYTES = 2 * PAIRS * 64
 """What the sums of a tile and channel take, to be put aside between blocks."""
-_TILE_BYTES, _HALF, _LIVE = 8 * TILE_SLOTS, 64 * PAIRS, (1 << 2 * PAIRS) - 1
+LIVE = (1 << 2 * PAIRS) - 1
+"""The bits of a tile of which every pixel is live."""
+_TILE_BYTES, _HALF = 8 * TILE_SLOTS, 64 * PAIRS
 _LINES = tuple(range(0, _HALF, 64))
 
 
@@ -70,26 +76,38 @@ def tile_of(item: int, whole: int, full: int, left: int, sets: int, tiles: int, 
 
 
 @helper
-def completed(places: Any, offset: int, sums: Any, relu: int, gate: int, add: int) -> Any:
+def completed(places: Any, offset: int, sums: Any, relu: int, gate: int, add: int, moved: int) -> Any:
     """The sums of pixels with what comes on top of them."""
     if relu != 0:
         sums = gate_each(sums, sums)
+    if add != 0:
+        sums = add_each(load_at(places, offset + moved), sums)
     if gate != 0:
         sums = gate_each(load_at(places, offset + gate), sums)
-    if add != 0:
-        sums = add_each(load_at(places, offset), sums)
     return sums
+
+
+@helper
+def tell_spread(place: int, a0: Any, a1: Any) -> None:
+    """Write the sum of a tile's numbers, and the sum of the squares of their distances from their mean."""
+    sums = total(sum_of(a0) + sum_of(a1))
+    mean = sums * np.float32(1 / TILE_VALUES)
+    store_f32(place, sums)
+    store_f32(place + 4, total(squares_about(a0, mean) + squares_about(a1, mean)))
 
 
 @kernel
 def convolve(args, frame, thread, threads):  # type: ignore[no-untyped-def]
     """Sums over kept weights times pixels: a convolution, or the gradient of one for its input."""
     x, y, tiles, starts, sets, x_pitch, y_pitch, x_plane, y_plane, sources, channels = fields(args, 11)
-    blocks, pointer, index, far, value, bias, relu, gate, add, stream, scratch, places = fields(args + 88, 12)
+    blocks, pointer, index, far, value, bias, relu, gate, add, onto, stream, scratch, places, spread = fields(
+        args + 88, 14
+    )
     whole, full, left, count = count_tiles(frame, sets, starts)
     workers = min(threads, places)  # a thread without a place for its sums has nothing to do
     if thread >= workers:
         return
+    moved = onto - y if onto != 0 else 0
     scratch += thread * channels * SUMS_BYTES
     for item in range(count * thread // workers, count * (thread + 1) // workers):
         group, tile = tile_of(item, whole, full, left, sets, tiles, starts)
@@ -128,13 +146,18 @@ def convolve(args, frame, thread, threads):  # type: ignore[no-untyped-def]
                     if gate != 0:
                         prefetch_at(next_ys, y_ahead + gate + c * y_plane, 0)
                         prefetch_at(next_ys, y_ahead + gate + c * y_plane + y_step, 0)
+                    if moved != 0:
+                        prefetch_at(next_ys, y_ahead + moved + c * y_plane, 0)
+                        prefetch_at(next_ys, y_ahead + moved + c * y_plane + y_step, 0)
                     if stream == 0:
                         prefetch_at(next_ys, y_ahead + c * y_plane, 1)
                         prefetch_at(next_ys, y_ahead + c * y_plane + y_step, 1)
                     # A place that stands twice in a tile is read twice before it is written twice.
                     here = into + c * y_plane
-                    a0 = completed(ys, here, a0, relu, gate, add)
-                    a1 = completed(ys, here + y_step, a1, relu, gate, add)
+                    a0 = completed(ys, here, a0, relu, gate, add, moved)
+                    a1 = completed(ys, here + y_step, a1, relu, gate, add, moved)
+                    if spread != 0:
+                        tell_spread(spread + 8 * (item * channels + c), a0, a1)
                     if stream != 0:
                         stream_at(ys, here, a0)
                         stream_at(ys, here + y_step, a1)
@@ -196,7 +219,7 @@ def weight_gradient(args, frame, thread, threads):  # type: ignore[no-untyped-de
                     prefetch_at(next_ys, ahead + y_step, 0)
                 if k == end:
                     continue
-                if live == _LIVE:
+                if live == LIVE:
                     d0, d1 = load_at(ys, into), load_at(ys, into + y_step)
                 else:
                     d0, d1 = load_some_at(ys, into, live), load_some_at(ys, into + y_step, live >> PAIRS)

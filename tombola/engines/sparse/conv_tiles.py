@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tombola.engines.sparse.conv_kernels import PAIRS, TILE_SLOTS
+from tombola.engines.sparse.conv_kernels import LIVE, PAIRS, TILE_SLOTS
 
 Ints = NDArray[np.int64]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -42,6 +42,11 @@ class Tiles:
     table: Ints
     starts: NDArray[np.int32]
     sets: int
+
+    @property
+    def full(self) -> bool:
+        """Whether all pixels of all tiles are live."""
+        return bool((self.table[:, -1] == LIVE).all())
 
 
 def tile_tables(groups: int, height: int, width: int, x: Places, y: Places) -> Tiles:

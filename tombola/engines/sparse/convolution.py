@@ -20,9 +20,9 @@ _CACHE_LINES = 384
 """Of 512 cache lines in a first-level cache of 32 KB, those that a block of the source may take."""
 _CACHE_SETS = 64
 """Lines, of one pixel of 16 images each, after which a first-level cache of 32 KB begins again."""
-_ENTRIES = 12
+_ENTRIES = 20
 """Kept weights that a channel needs in a block, or putting its sums aside costs more than the cache saves."""
-_STREAMED = 1 << 20
+_STREAMED = 1 << 22
 """Bytes of a result above which it is written past the caches: it would have left them before anybody reads it."""
 
 
@@ -117,14 +117,36 @@ class _Plan:
         ]
 
     def writes(
-        self, x: Floats, y: Floats, value: Floats, bias: Floats | None, relu: bool, gate: int, add: bool
+        self,
+        x: Floats,
+        y: Floats,
+        value: Floats,
+        bias: Floats | None,
+        relu: bool,
+        gate: int,
+        add: bool,
+        onto: Floats | None = None,
+        spread: Floats | int = 0,
     ) -> Call:
-        """The call that writes the result."""
+        """The call that writes the result; it adds to ``onto`` or the result itself."""
         threads = max(16, os.cpu_count() or 1)
         aside = aligned(threads * self.result.channels * SUMS_BYTES // 4 if self.blocks > 1 else 0)
-        stream = y.nbytes > _STREAMED and y.ctypes.data % 64 == 0 and not add
+        stream = y.nbytes > _STREAMED and y.ctypes.data % 64 == 0 and not (add and onto is None)
         begin = aligned(self.result.channels) if bias is None else bias
-        return call(convolve, *self.args(x, y), value, begin, int(relu), gate, int(add), int(stream), aside, threads)
+        return call(
+            convolve,
+            *self.args(x, y),
+            value,
+            begin,
+            int(relu),
+            gate,
+            int(add),
+            0 if onto is None else onto,
+            int(stream),
+            aside,
+            threads,
+            spread,
+        )
 
 
 class Convolution:
@@ -133,6 +155,8 @@ class Convolution:
     ``mask`` says which entries of the weight are kept: booleans of shape (outputs, inputs / groups, height, width).
     ``padding`` is how many zeros stand before the first row and column; how many follow the last ones is what the size
     of ``y`` needs. Both activations must have at least ``least_halos`` when ``forward`` or ``backward`` is called.
+    Where ``watched`` is set, and tiles hold pixels of the output only, ``forward`` in training makes ``spread``: sum
+    and squares of each tile, and what tells how many tiles a batch has, for batch normalisation.
     Raises InputError for sizes that don't fit together.
     """
 
@@ -170,6 +194,8 @@ class Convolution:
         self.weight = Parameter(f"{name}.weight", aligned(o.size), aligned(o.size), np.flatnonzero(mask)[order])
         self.bias = Parameter(f"{name}.bias", aligned(y.channels), aligned(y.channels)) if bias else None
         self.parameters = [self.weight] + ([self.bias] if self.bias else [])
+        self.watched = False
+        self.spread: tuple[Floats, NDArray[np.int32], int] | None = None
 
     @property
     def told(self) -> str:
@@ -179,12 +205,22 @@ class Convolution:
         return f"{'x'.join(map(str, shape))}, {kept:,} kept ({share:.3g} %), sparse"
 
     def forward(self, training: bool) -> list[Call]:
-        """The output from the input; ``training`` makes no difference."""
+        """The output from the input; in training of a layer that is ``watched`` also ``spread``."""
         bias = self.bias.value if self.bias else None
-        return [self._plan().writes(self.x.value, self.y.value, self.weight.value, bias, self.relu, 0, False)]
+        plan = self._plan()
+        if training and self.watched and self.spread is None and plan.tiles.full:
+            groups, tiles = padded(self.y.examples) // LANES, plan.tiles
+            room = aligned(2 * self.y.channels * -(-groups // tiles.sets) * int(np.diff(tiles.starts).max()))
+            self.spread = room, tiles.starts, tiles.sets
+        spread = self.spread[0] if training and self.spread else 0
+        return [plan.writes(self.x.value, self.y.value, self.weight.value, bias, self.relu, 0, False, spread=spread)]
 
-    def backward(self, input_gradient: bool, accumulate: bool) -> list[Call]:
-        """Gradients of weights, biases and, where asked for, the input; ``accumulate`` adds to the last."""
+    def backward(self, input_gradient: bool, accumulate: bool, *, onto: Floats | None = None) -> list[Call]:
+        """Gradients of weights, biases and, where asked for, the input; ``accumulate`` adds to the last.
+
+        ``onto`` is what it adds to then, in the layout of the input's gradient, if not that itself. No ReLU need have
+        been applied to it.
+        """
         x, y = self.x, self.y
         args = self._plan().args(x.value, y.gradient)
         calls = [call(weight_gradient, *args, self.weight.gradient, segments(self.output, y.channels))]
@@ -192,9 +228,9 @@ class Convolution:
             row, plane, group = (4 * pitch for pitch in y.pitch)
             size = (y.height, y.width, y.channels)
             calls.append(call(bias_gradient, y.gradient[y.interior :], group, plane, row, *size, self.bias.gradient))
-        return calls + (self._input_gradient(accumulate) if input_gradient else [])
+        return calls + (self._input_gradient(accumulate, onto) if input_gradient else [])
 
-    def _input_gradient(self, accumulate: bool) -> list[Call]:
+    def _input_gradient(self, accumulate: bool, onto: Floats | None) -> list[Call]:
         """One call for each phase of rows and columns, after one that brings the weights into their order."""
         gate = self.x.value.ctypes.data - self.x.gradient.ctypes.data if self.x.rectified else 0
         plans = [self._phase(row, column) for row in self.rows.phases for column in self.columns.phases]
@@ -203,8 +239,8 @@ class Convolution:
         calls = [call(permute, self.weight.value, orders, values, orders.size)]
         for plan, order in plans:
             value, values = values[: order.size], values[order.size :]
-            if order.size or not accumulate:
-                calls.append(plan.writes(self.y.gradient, self.x.gradient, value, None, False, gate, accumulate))
+            if order.size or not accumulate or onto is not None:
+                calls.append(plan.writes(self.y.gradient, self.x.gradient, value, None, False, gate, accumulate, onto))
         return calls
 
     def _plan(self) -> _Plan:

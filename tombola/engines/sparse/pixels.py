@@ -141,6 +141,44 @@ gate_each = _on_each(gated)
 """``where_positive(a, b)`` element by element; with a tuple twice, its ReLU."""
 
 
+@intrinsic
+def sum_of(typingctx: Any, vectors: Any) -> Any:
+    """The sum of a tuple of vectors, halved again and again."""
+    if not (isinstance(vectors, types.UniTuple) and vectors.count & (vectors.count - 1) == 0):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return _added(builder, cgutils.unpack_tuple(builder, args[0], vectors.count))
+
+    return vectors.dtype(vectors), codegen
+
+
+@intrinsic
+def squares_about(typingctx: Any, vectors: Any, centre: Any) -> Any:
+    """The squares of a tuple of vectors' distances from ``centre``, added as ``sum_of`` does."""
+    if not (isinstance(vectors, types.UniTuple) and vectors.count & (vectors.count - 1) == 0):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        middle = splat(builder, args[1], vectors.dtype.lanes)
+        off = [builder.fsub(v, middle) for v in cgutils.unpack_tuple(builder, args[0], vectors.count)]
+        half = len(off) // 2
+        squares = [
+            call_named(builder, "llvm.fma.v16f32", p.type, [p, p, builder.fmul(q, q)])
+            for p, q in zip(off[:half], off[half:], strict=True)
+        ]
+        return _added(builder, squares)
+
+    return vectors.dtype(vectors, types.float32), codegen
+
+
+def _added(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    while len(vectors) > 1:
+        half = len(vectors) // 2
+        vectors = [builder.fadd(p, q) for p, q in zip(vectors[:half], vectors[half:], strict=True)]
+    return vectors[0]
+
+
 @intrinsic(prefer_literal=True)
 def each(typingctx: Any, value: Any, count: Any) -> Any:
     """One float32 in all lanes of a tuple of vectors of 16."""

@@ -98,8 +98,7 @@ class Room:
                 parameters[number].detach(), 0, source, out=torch.from_numpy(self.program.parameters[number].value)
             )
         if modes not in self._tables:
-            on = dict(zip(self._normal, modes, strict=True))
-            layers = [c for n, step in enumerate(self.program.steps) for c in step.layer.forward(on.get(n, True))]
+            layers = self.program.forward(True, self._evaluating(modes))
             self._tables[modes] = self._bound(
                 [read_rows(0, self.program.input), *layers, write_rows(0, self.program.output)]
             )
@@ -120,10 +119,13 @@ class Room:
         if of_input and not x.gradient.size:
             x.gradient = aligned(x.size)
         held, x.gradient = x.gradient, x.gradient if of_input else np.empty(0, np.float32)
-        layers = self.program.backward([n for n, mode in zip(self._normal, modes, strict=True) if not mode])
+        layers = self.program.backward(self._evaluating(modes))
         x.gradient = held
         written = [write_rows(0, x, gradient=True)] if of_input else []
         return self._bound([read_rows(0, y, gradient=True), *layers, *written])
+
+    def _evaluating(self, modes: Modes) -> list[int]:
+        return [number for number, mode in zip(self._normal, modes, strict=True) if not mode]
 
     def _bound(self, calls: list[Call]) -> Bound:
         own: list[NDArray[Any]] = [
