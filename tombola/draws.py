@@ -204,6 +204,7 @@ def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     method = get_method(str(options.get("method", DrawRecipe.model_fields["method"].default)))
     allocation = options.get("allocation") or getattr(method, "allocation", task.allocation)
     defaults: dict[str, Any] = {"task": task.name, "allocation": allocation, "margin": task.margin}
+    defaults["unpruned"] = task.unpruned
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
     if not any(options.get(ending) for ending in ("rounds", "density", "densities", "stop_at_margin")):
@@ -220,6 +221,11 @@ def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
         raise InputError(
             f"method {recipe.method!r} goes by its own criterion, {own!r}, but criterion {recipe.criterion!r} is asked "
             "for: method 'at_init' takes any"
+        )
+    if getattr(method, "direct", False) and recipe.survivors != "reset":
+        raise InputError(
+            f"method {recipe.method!r} trains the weights that it scored, the initial ones, "
+            f"but survivors is {recipe.survivors!r}: leave it out"
         )
     criterion(recipe.criterion)
     return recipe

@@ -34,6 +34,7 @@ _DEFAULTS = {
     "rounds": "the task's, unless density or stop-at-margin ends the search",
     "allocation": "the task's",
     "relative_rates": "the task's",
+    "unpruned": "the task's",
     "margin": "the task's",
 }
 _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")

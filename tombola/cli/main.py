@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import io
 import os
 import sys
 import warnings
-from typing import Any
 
 import click
 
-from tombola.errors import InputError, TombolaError, suggestion
+from tombola.cli.verbs import Verbs, needs_a_verb
+from tombola.errors import InputError, TombolaError
 from tombola.version import __version__
 
 VERBS = {
     "draw": "Find a winning ticket and judge it beside its controls.",
     "train": "Train one net: dense, or a ticket from a file.",
+    "diagnose": "Look into masks and nets: layers, collapse, cost, gradient flow.",
     "list": "List the draws and runs of a store.",
     "show": "Show a ticket file, a draw or a run.",
     "gc": "Remove what a store no longer needs.",
@@ -27,37 +27,10 @@ VERBS = {
 INTERRUPTED = 130
 
 
-class Verbs(click.Group):
-    """A group whose verbs are modules of this package, imported on use so that help answers at once."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs, in the order of a newcomer's needs."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a verb."""
-        if cmd_name not in VERBS:
-            return None
-        command = importlib.import_module(f"tombola.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click's, with the nearest verb for a misspelt one."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            raise click.UsageError(f"unknown command {args[0]!r}.{suggestion(args[0], VERBS)}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The verbs with a line each, without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
-
-
 @click.group(
     cls=Verbs,
-    invoke_without_command=True,
-    subcommand_metavar="COMMAND [ARGS]...",
+    verbs=VERBS,
+    package="tombola.cli",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="tombola")
@@ -67,9 +40,7 @@ def tombola(ctx: click.Context) -> None:
 
     Start with: tombola draw digits-mlp --control reinit
     """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(2)
+    needs_a_verb(ctx)
 
 
 def main() -> None:

@@ -311,9 +311,14 @@ def save_tables(folder: Path, rounds: Sequence[Row], curves: Sequence[Row], laye
     paths = []
     for name, rows in (("rounds", rounds), ("curves", curves), ("layers", layers)):
         further = sorted({field for row in rows for field in row} - set(COLUMNS[name]))
-        paths.append(folder / f"{name}.csv")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*COLUMNS[name], *further], restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        paths.append(save_rows(folder / f"{name}.csv", rows, [*COLUMNS[name], *further]))
     return paths
+
+
+def save_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> Path:
+    """Write rows as CSV, and give the path. By default the columns are those of the first row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

@@ -173,6 +173,7 @@ DEEP = (
             evaluate_every=Duration(500),
         ),
         allocation="global",
+        unpruned=("*shortcut*", "fc.weight"),
         rounds=12,
         description="The ResNet-18 of Frankle & Carbin (2019), which is ResNet-20, on CIFAR-10, with their warm-up",
     ),

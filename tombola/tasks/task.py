@@ -113,7 +113,7 @@ class Task:
     name
         Part of the identity of its runs. Give two tasks that differ in anything but data and initial weights different
         names: code is not looked into beyond the source of ``loss``.
-    recipe, allocation, relative_rates, rounds, margin
+    recipe, allocation, relative_rates, unpruned, rounds, margin
         Defaults for training and for drawing. A margin below the noise of the validation metric chooses by chance: of
         300 examples at 97 %, one standard error is a hundredth.
     load
@@ -134,6 +134,7 @@ class Task:
     recipe: Recipe = field(default_factory=Recipe)
     allocation: str = "layerwise"
     relative_rates: Mapping[str, float] = field(default_factory=dict)
+    unpruned: tuple[str, ...] = ()
     rounds: int = 12
     margin: float = 0.005
     load: LoadSplits | None = None

@@ -19,7 +19,7 @@ SMALL = (
         name="digits-mlp",
         model=lambda: mlp(64, 300, 100, 10),
         load=splits_of(digits, 300),
-        input_shape=(64,),
+        input_shape=(1, 8, 8),
         recipe=Recipe(steps=Duration(1_500), batch=60, optimizer="adam", lr=1.2e-3, evaluate_every=Duration(25)),
         relative_rates=_HALF_OUTPUT,
         rounds=15,

@@ -1,0 +1,1 @@
+"""What ``tombola diagnose`` can do: a thin file for each diagnostic."""

@@ -1,0 +1,79 @@
+"""The masks that methods give, by method, seed and density: what the diagnostics of masks look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tombola.draws import Draw, masks
+from tombola.errors import InputError, TombolaError
+from tombola.lab import Lab
+from tombola.mask import Mask
+from tombola.methods import METHODS, Search, get_method
+from tombola.recipe import DrawRecipe
+
+
+@dataclass(frozen=True)
+class FoundMask:
+    """The mask of one round of a draw. ``density`` is the one that was asked for."""
+
+    method: str
+    seed: int
+    round: int
+    density: float
+    mask: Mask
+
+
+def untrained(method: str) -> bool:
+    """Whether a method finds its masks before any training. ``InputError`` for an unknown one."""
+    return hasattr(get_method(method), "masks")
+
+
+def check_untrained(method: str) -> None:
+    """``InputError`` for a method that must train to find its masks."""
+    if not untrained(method):
+        known = ", ".join(name for name in METHODS if untrained(name))
+        raise InputError(f"method {method!r} trains before it prunes, but this takes one that doesn't: {known}")
+
+
+def whole_mask(lab: Lab, recipe: DrawRecipe) -> Mask:
+    """The mask of the dense net: every weight that a draw may prune."""
+    return Search(lab, recipe.seed, (), unpruned=recipe.unpruned).whole(lab.task.build(recipe.seed))
+
+
+def masks_of(lab: Lab, recipe: DrawRecipe) -> Iterator[FoundMask]:
+    """The masks of all rounds of a draw but the dense one. Only a method that needs training trains."""
+    for number, mask in enumerate(masks(Draw(recipe, lab)), start=1):
+        yield FoundMask(recipe.method, recipe.seed, number, mask.density, mask)
+
+
+def masks_at(lab: Lab, recipe: DrawRecipe, densities: Sequence[float]) -> Iterator[FoundMask]:
+    """A method's mask at each density (0 to 1, both excluded), from the densest on.
+
+    The masks are those of draws with the rest of ``recipe``. IMP's rounds build on each other, so each density has a
+    draw of its own, whose ladder ends there; the rounds above are shared through the store. All other methods go to
+    each density straight, in one draw.
+
+    Raises ``TombolaError`` where a net diverges and its search ends before a density.
+    """
+    ladder = sorted(set(densities), reverse=True)
+    if recipe.method != "imp":
+        found = masks_of(lab, _changed(recipe, densities=ladder))
+        for density, one in zip(ladder, found, strict=True):
+            yield FoundMask(one.method, one.seed, one.round, density, one.mask)
+        return
+    for density in ladder:
+        *_, last = masks_of(lab, _changed(recipe, density=density))
+        if last.mask.kept != round(density * last.mask.total):
+            raise TombolaError(
+                f"the search of seed {recipe.seed} ends at {last.density:.2%}, before density {density:.2%}: "
+                "a net diverged, so lower the learning rate"
+            )
+        yield FoundMask(last.method, last.seed, last.round, density, last.mask)
+
+
+def _changed(recipe: DrawRecipe, **ending: Any) -> DrawRecipe:
+    """The recipe with another ending."""
+    endings = {"rounds": None, "density": None, "densities": None}
+    return DrawRecipe.model_validate({**recipe.model_dump(mode="json"), **endings, **ending})
