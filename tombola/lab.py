@@ -314,18 +314,22 @@ class Lab:
             return None
         return record
 
-    def keep(self, run: Run, step: int) -> RunRecord:
-        """Train again as far as ``step`` and add the values there to the stored run."""
+    def keep(self, run: Run, *steps: int) -> RunRecord:
+        """Train again and add the values at each of ``steps`` to the stored run."""
         first, last = self._span(run.seed, run.recipe)
-        if not first <= step <= last:
-            raise InputError(f"the training goes from step {first} to step {last}, so it has no values at step {step}")
-        event = Event("step", "ticket", run.seed, run.mask.density)
-        keep = frozenset({step})
+        for step in steps:
+            if not first <= step <= last:
+                raise InputError(f"the training goes from step {first} to {last}, so it has no values at step {step}")
+        event = Event("step", "again, for its values on the way", run.seed, run.mask.density, run=run.id)
+        keep = frozenset(steps)
         again = Wanted(self, run.id, run.record.about, run.seed, run.start, run.mask, run.recipe, keep, event)
         # On the engine of that time, and at its place in a pass: another would give other bits.
         plan, place = Plan(run.summary["engine"], run.summary["engine_reason"]), run.summary.get("engine_place")
+        again.tell("start")
         outcome = again.train(None, plan, None if place is None else Place(*place))
-        self.store.attach(run.id, _kept(step), Ticket(run.mask, outcome.kept[step], {}).to_bytes())
+        again.tell("done", row=outcome.summary)
+        for step in steps:
+            self.store.attach(run.id, _kept(step), Ticket(run.mask, outcome.kept[step], {}).to_bytes())
         record = self.store.run(run.id)
         assert record is not None
         return record

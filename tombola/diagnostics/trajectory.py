@@ -10,16 +10,13 @@ from torch import nn
 
 from tombola.batches import moved
 from tombola.durations import Duration
-from tombola.engines import Plan
-from tombola.engines.replicates import Place
 from tombola.errors import InputError
-from tombola.lab import Event, Lab, Run, Wanted
+from tombola.lab import Lab, Run
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.seeds import stream
 from tombola.tasks.balance import balanced
 from tombola.tasks.task import State
-from tombola.ticket import Ticket
 
 PER_CLASS = 50
 """Examples of each class that gradients and curvature are taken on by default."""
@@ -66,25 +63,10 @@ def states(run: Run, steps: Iterable[int]) -> dict[int, State]:
     first = run.recipe.start.steps(run.lab.steps_per_epoch(run.seed, run.recipe))
     end = first + int(run.summary["steps"])
     wanted = sorted({step for step in steps if first <= step <= end - run.diverged})
-    missing = frozenset(step for step in wanted if first < step < end and f"at-{step}" not in run.record.blobs)
+    missing = [step for step in wanted if first < step < end and f"at-{step}" not in run.record.blobs]
     if missing:
-        _keep(run, missing)
+        run.record = run.lab.keep(run, *missing)
     return {step: run.final if step == end else run.at(Duration(step)) for step in wanted}
-
-
-def _keep(run: Run, steps: frozenset[int]) -> None:
-    """As ``Lab.keep``, which trains once for each step."""
-    event = Event("step", f"again, for {len(steps)} states on its way", run.seed, run.mask.density, run=run.id)
-    again = Wanted(run.lab, run.id, run.record.about, run.seed, run.start, run.mask, run.recipe, steps, event)
-    plan, place = Plan(run.summary["engine"], run.summary["engine_reason"]), run.summary.get("engine_place")
-    again.tell("start")
-    outcome = again.train(None, plan, None if place is None else Place(*place))
-    again.tell("done", row=outcome.summary)
-    for step in sorted(steps):
-        run.lab.store.attach(run.id, f"at-{step}", Ticket(run.mask, outcome.kept[step], {}).to_bytes())
-    record = run.lab.store.run(run.id)
-    assert record is not None
-    run.record = record
 
 
 class KeepingLab(Lab):
