@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from tombola.criteria import Criterion, Loss, Scores, Weights, criterion, traits
 from tombola.criteria.base import checked, refuse_nan, untouched
 from tombola.errors import InputError
 from tombola.mask import Mask, prunable
-from tombola.pruning import Allocation, marked, prune, top
+from tombola.pruning import Allocation, marked, prune, rest
 from tombola.schedules import to_target
 
 
@@ -65,36 +66,38 @@ def prune_at_init(
     covered = prunable(model) if within is None else within.parameters(model)
     if not covered:
         raise InputError("there is nothing to prune: the model has no prunable parameter, or the mask covers none")
-    if isinstance(batches, Iterator):
-        batches = list(batches)  # it gives its batches only once
-    start = {name: p.detach().clone() for name, p in covered.items()}
     whole = within or Mask({name: torch.ones(p.shape, dtype=torch.bool) for name, p in covered.items()})
     ladder = _ladder(schedule, density, own.rounds if rounds is None else rounds, whole)
+    if (len(ladder) > 1 or own.cautious) and isinstance(batches, Iterable) and not isinstance(batches, (list, tuple)):
+        batches = _Same(batches)
     generator = torch.Generator() if generator is None else generator
-    with untouched(model, mode or own.mode):
+    with untouched(model, mode or own.mode) as remembered:
+        start = {name: remembered[p] for name, p in covered.items()}
         parameters = {name: dict(model.named_parameters())[name] for name in covered}
         room: dict[str, Any] = {}
 
         def scored() -> Scores:
             final = {name: p.detach() for name, p in parameters.items()}
             weights = Weights(model, final, whole, batches, loss, generator, start, room)
-            found = checked(function(weights), weights, by)
-            refuse_nan(found, by)
-            return found
+            return checked(function(weights), weights, by)
 
-        if allocation == "global" and not own.revives:
-            survivors = _Survivors(parameters, whole)
+        if allocation == "global" and not own.revives and (len(ladder) > 1 or own.cautious):
+            survivors = _Survivors(parameters, whole, by)
             for step in ladder:
                 count = round(step * whole.total)
                 survivors.narrow(scored, count, cautious=own.cautious and rounds is None)
             return survivors.mask()
         mask = whole
-        for step in ladder:
-            with torch.no_grad():
+        for number, step in enumerate(ladder):
+            if number:
+                room.clear()
                 for name, value in start.items():
                     parameters[name].data = value.clone()  # a criterion may have left another type
-            mask.apply_(model)
-            mask = prune(scored(), step, allocation, within=whole if own.revives else mask)
+            if mask.kept < mask.total:
+                mask.apply_(model)
+            found, limit = scored(), whole if own.revives else mask
+            refuse_nan(found, by)
+            mask = prune(found, step, allocation, within=limit if limit.kept < limit.total else None)
         return mask
 
 
@@ -110,84 +113,109 @@ def _ladder(schedule: str, density: float, rounds: int, whole: Mask) -> list[flo
     return [whole.density * d for d in to_target(schedule, min(1.0, density / whole.density), rounds)[:-1]] + [density]
 
 
+class _Same:
+    """Batches that are the same whenever they are gone through, as those of an iterator or of a loader that shuffles
+    are not. Each is taken when it is first asked for."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches, self._taken = batches, list[Any]()
+        self._coming: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._coming is None:  # a loader is not made to begin before it is needed
+            self._coming = iter(self._batches)
+        yield from self._taken
+        for batch in self._coming:
+            self._taken.append(batch)
+            yield batch
+
+
 class _Survivors:
     """What a global ranking has left after some rounds, each over the survivors alone: time falls with them.
 
     Rounds give the same masks as ``prune`` within the last one's mask. Pruned weights are set to 0 in place, in
-    whatever type a criterion has left them.
+    whatever type a criterion has left them. ``by`` is whose scores they are, to be named where some are NaN.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], whole: Mask) -> None:
-        self.parameters, self._shapes = parameters, {name: p.shape for name, p in parameters.items()}
-        parts = [whole[name].flatten().nonzero().flatten() for name in parameters]
+    def __init__(self, parameters: Mapping[str, nn.Parameter], whole: Mask, by: str | Criterion) -> None:
+        self.parameters, self._by, self._shapes = parameters, by, {name: p.shape for name, p in parameters.items()}
+        small = all(p.numel() <= torch.iinfo(torch.int32).max for p in parameters.values())
+        parts = [marked(whole[name].flatten()).to(torch.int32 if small else torch.int64) for name in parameters]
         self._index, self._ends = torch.cat(parts), list(accumulate(map(len, parts)))
-        self._room = torch.empty(len(self._index), dtype=torch.float64)
-        self._alive, self._fresh = torch.ones(len(self._index), dtype=torch.bool), True
+        self._room = torch.empty(0)
         for name, parameter in parameters.items():
-            parameter.data.masked_fill_(~whole[name].to(parameter.device), 0)
+            if len(parts.pop(0)) < parameter.numel():
+                parameter.data.masked_fill_(~whole[name].to(parameter.device), 0)
 
     def narrow(self, scored: Callable[[], Scores], count: int, *, cautious: bool) -> None:
         """Keep the ``count`` highest scores. A cautious round that would empty a layer is taken in several."""
         while True:
-            pool = self._pool(scored())
-            keep = max(count, self._cautious_count(pool)) if cautious else count
-            chosen = top(pool, keep, where="the net")
-            if bool((chosen & ~self._alive).any()):  # scores of -inf are no higher than those of the dropped
-                chosen = top(pool, keep, self._alive, where="the net")
-            self._drop(marked(self._alive & ~chosen))
-            self._alive, self._fresh = chosen, False
-            if keep < 0.8 * len(self._index):
-                self._compress()
+            pool, best = self._pool(scored())
+            keep, dropped = count, rest(pool, count, where="the net")
+            if cautious and len(dropped):
+                cut, highest, size = self._cut(pool), float(pool[dropped].max()), float(pool[dropped].double().sum())
+                # Where every layer keeps its best and enough still flows, as nearly always, that is all.
+                if highest >= min(best) or not size < 0.999 * cut:
+                    keep = max(count, _cautious_count(pool, best, cut))
+                    dropped = rest(pool, keep, where="the net")
+            self._drop(dropped)
             if keep == count:
                 return
 
-    def _pool(self, scores: Scores) -> Tensor:
-        """The scores of the entries in ``_index``; those dropped since it was made are the lowest."""
-        pool = self._room[: len(self._index)]
-        for score, start, end in zip(scores.values(), *self._limits(), strict=True):
-            chosen = score.detach().cpu().flatten()
-            if chosen.dtype == pool.dtype:
-                torch.index_select(chosen, 0, self._index[start:end], out=pool[start:end])
-            else:
-                pool[start:end] = chosen[self._index[start:end]]
-        return pool if self._fresh else pool.masked_fill_(~self._alive, -math.inf)
+    def _pool(self, scores: Scores) -> tuple[Tensor, list[float]]:
+        """The scores of the survivors, and the best of each layer that has any."""
+        short = all(score.dtype == torch.float32 for score in scores.values())  # they rank alike
+        if not len(self._room):
+            self._room = torch.empty(len(self._index), dtype=torch.float32 if short else torch.float64)
+        pool, best = self._room[: len(self._index)], []
+        for name, start, end in zip(self._shapes, *self._limits(), strict=True):
+            if start == end:
+                continue
+            part = pool[start:end]
+            chosen = scores[name].detach().to("cpu", pool.dtype).flatten()
+            torch.index_select(chosen, 0, self._index[start:end], out=part)
+            best.append(float(part.max()))
+            if math.isnan(best[-1]):
+                refuse_nan({name: part}, self._by)
+        return pool, best
 
-    def _cautious_count(self, pool: Tensor) -> int:
-        """How many a round must keep at least, so that it takes from no layer the last and best score.
-
-        Where the weakest score of all is the best of its layer, that layer goes: by the conservation of flow it is then
-        no cut through the net but a side path.
-        """
-        if not bool(self._alive.any()):
-            return 0
-        weakest = float(pool[self._alive].min())
-        best = [float(pool[start:end].max()) for start, end in zip(*self._limits(), strict=True) if end > start]
-        higher = [value for value in best if value > weakest]
-        return int((pool >= min(higher)).count_nonzero()) if higher else 0
+    def _cut(self, pool: Tensor) -> float:
+        """The most that a layer's scores sum to: all that flows through the net."""
+        return max(float(pool[start:end].double().sum()) for start, end in zip(*self._limits(), strict=True))
 
     def _limits(self) -> tuple[list[int], list[int]]:
         return [0, *self._ends[:-1]], self._ends
 
     def _drop(self, places: Tensor) -> None:
-        """Set the weights at these places of ``_index`` to 0."""
+        """Leave out these places of ``_index``, and set their weights to 0."""
         cuts = torch.searchsorted(places, torch.tensor(self._ends)).tolist()
         for parameter, start, end in zip(self.parameters.values(), [0, *cuts[:-1]], cuts, strict=True):
-            where = self._index[places[start:end]].to(parameter.device)
-            flat = parameter.data.reshape(-1).index_fill_(0, where, 0)
-            if not parameter.is_contiguous():  # another memory format: what was filled is a copy
-                parameter.data.copy_(flat.view(parameter.shape))
-
-    def _compress(self) -> None:
-        kept = self._alive.nonzero().flatten()
-        self._ends = torch.searchsorted(kept, torch.tensor(self._ends)).tolist()
-        self._index = self._index[kept]
-        self._alive, self._fresh = torch.ones(len(kept), dtype=torch.bool), True
+            where = self._index[places[start:end]].to(parameter.device, torch.int64)
+            pruned = parameter.data.reshape(-1).index_fill_(0, where, 0)
+            if not parameter.is_contiguous():  # then that was a copy
+                parameter.data.copy_(pruned.view(parameter.shape))
+        self._index = torch.from_numpy(np.delete(self._index.numpy(), places.numpy()))  # faster than torch's masks
+        self._ends = [end - cut for end, cut in zip(self._ends, cuts, strict=True)]
 
     def mask(self) -> Mask:
         """What is left."""
-        self._compress()
         tensors = {}
         for (name, shape), start, end in zip(self._shapes.items(), *self._limits(), strict=True):
             tensors[name] = torch.zeros(shape, dtype=torch.bool)
-            tensors[name].view(-1)[self._index[start:end]] = True
+            tensors[name].view(-1)[self._index[start:end].long()] = True
         return Mask(tensors)
+
+
+def _cautious_count(pool: Tensor, best: list[float], cut: float) -> int:
+    """How many a round must keep at least, so that it takes from no layer the last and best score, and less in all than
+    flows through the net: then something still does (Tanaka et al. 2020, theorem 3).
+
+    Where the weakest score of all is the best of its layer, that layer goes: by the conservation of flow it is then no
+    cut through the net but a side path. Where nothing flows there is nothing to be cautious of.
+    """
+    if cut == 0 or not math.isfinite(cut):
+        return 0
+    weakest = float(pool.min())
+    limit = min((value for value in best if value > weakest), default=math.inf)
+    sizes = pool[pool < limit].double().sort().values.cumsum(0)
+    return len(pool) - max(1, int((sizes < cut * (1 - 1e-9)).count_nonzero()))

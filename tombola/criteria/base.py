@@ -27,7 +27,8 @@ class Weights:
     ``model`` is the network itself, in the module mode asked for; ``final`` its prunable weights; ``mask`` the entries
     in question (those that rounds of ``prune_at_init`` have pruned since are 0 in ``final``); ``batches`` and
     ``loss`` are the data and objective for criteria that need gradients; ``generator`` is a stream of its own for those
-    that draw at random; ``room`` a place to keep things in from one round of ``prune_at_init`` to the next.
+    that draw at random; ``room`` a place to keep things in from one round of ``prune_at_init`` to the next, empty again
+    whenever the weights were more than pruned in between.
     """
 
     model: nn.Module
@@ -216,19 +217,20 @@ def refuse_nan(scores: Scores, by: str | Criterion) -> None:
 
 
 @contextmanager
-def untouched(model: nn.Module, mode: str | None) -> Iterator[None]:
+def untouched(model: nn.Module, mode: str | None) -> Iterator[Mapping[Tensor, Tensor]]:
     """Give the model back as it was: training flags, parameters, buffers, gradients, torch's global random state.
 
-    Meanwhile it is in ``mode`` (``"train"``, ``"eval"``, or None for as it stands), with dropout off.
+    Meanwhile it is in ``mode`` (``"train"``, ``"eval"``, or None for as it stands), with dropout off. Gives the
+    remembered content of every parameter and buffer, not to be changed.
     """
     if mode not in (None, "train", "eval"):
         raise InputError(f"mode must be 'train' or 'eval', but got {mode!r}")
-    # Tensors are remembered by slot and by content: a forward pass may fill a buffer, or put another in its place.
+    # Tensors are remembered by slot, memory and content: a forward pass may fill a buffer, or put another in its place.
     slots = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
-    tensors = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    tensors = [(t, t.detach(), t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     gradients = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     try:
-        devices = {t.device for t, _ in tensors if t.is_cuda}
+        devices = {t.device for t, *_ in tensors if t.is_cuda}
         with torch.random.fork_rng(devices), NoDropout(), torch.enable_grad():
             if mode is not None:
                 model.train(mode == "train")
@@ -237,7 +239,7 @@ def untouched(model: nn.Module, mode: str | None) -> Iterator[None]:
                     module.training = False  # its dropout happens inside one call
             for p in model.parameters():
                 p.grad = None
-            yield
+            yield {tensor: content for tensor, _, content in tensors}
     finally:
         for module, training, parameters, buffers in slots:
             module.training = training
@@ -245,22 +247,24 @@ def untouched(model: nn.Module, mode: str | None) -> Iterator[None]:
             module._parameters.update(parameters)
             module._buffers.clear()
             module._buffers.update(buffers)
-        for tensor, content in tensors:
-            _restore(tensor, content)
+        for tensor, memory, content in tensors:
+            _restore(tensor, memory, content)
         for p, gradient, needed in gradients:
             p.grad = gradient
             p.requires_grad_(needed)
 
 
 @torch.no_grad()
-def _restore(tensor: Tensor, before: Tensor) -> None:
-    """Put a tensor's bits back, in place where its type still fits; what is as it was is not written to."""
-    if (tensor.dtype, tensor.device, tensor.shape) != (before.dtype, before.device, before.shape):
-        tensor.data = before
-    elif not torch.equal(_bits(tensor), _bits(before)):
-        tensor.copy_(before)
+def _restore(tensor: Tensor, memory: Tensor, content: Tensor) -> None:
+    """Put a tensor back in its memory, which others may share, and its bits with it; what is as it was is not written
+    to."""
+    if (tensor.data_ptr(), tensor.dtype, tensor.shape) != (memory.data_ptr(), memory.dtype, memory.shape):
+        tensor.data = memory
+    if not torch.equal(_bits(tensor), _bits(content)):
+        tensor.copy_(content)
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """As bytes, in which -0.0 differs from 0.0 and NaN equals itself."""
-    return tensor.detach().flatten().contiguous().view(torch.uint8)
+    """As whole numbers, of which -0.0 and 0.0 are different ones and NaN equals itself."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size(), torch.uint8)
+    return tensor.detach().flatten().contiguous().view(whole)

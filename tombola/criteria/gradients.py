@@ -55,15 +55,21 @@ def mean_gradients(weights: Weights, who: str) -> dict[str, Tensor]:
     """For each prunable weight the gradient of the mean loss over all examples of all batches."""
     batches, loss = data(weights, who)
     parameters = wanted(weights)
-    total, examples = [torch.zeros_like(p) for p in parameters.values()], 0
+    total: dict[str, Tensor] = {}
+    examples = 0
     for batch in batches:
         value = loss_of(loss, weights.model, batch)
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         size = size_of(batch)
-        for place, gradient in zip(total, found, strict=True):
-            if gradient is not None:
-                place.add_(gradient, alpha=size)
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None and name in total:
+                total[name].add_(gradient, alpha=size)
+            elif gradient is not None:
+                total[name] = gradient * size  # a copy: one gradient may serve several parameters
+        del value, found
         examples += size
     if not examples:
         raise InputError(f"{who} got no batches: an iterator gives its batches only once, so pass a list")
-    return {name: gradient.div_(examples) for name, gradient in zip(parameters, total, strict=True)}
+    return {
+        name: total[name].div_(examples) if name in total else torch.zeros_like(p) for name, p in parameters.items()
+    }

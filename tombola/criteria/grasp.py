@@ -51,17 +51,17 @@ class Grasp:
 
         # One batch is gone through once: its gradient serves both as g and as what is differentiated again.
         parts = [gradient(batches[0], True)] if len(batches) == 1 else None
-        flow = parts[0] if parts else [torch.zeros_like(p) for p in parameters]
+        flow = list(parts[0]) if parts else [torch.zeros_like(p) for p in parameters]
         if not parts:
             for batch in batches:
                 for place, part in zip(flow, gradient(batch, False), strict=True):
                     place.add_(part)
         fixed = [g.detach() for g in flow]
-        product = [torch.zeros_like(p) for p in parameters]
-        for number, batch in enumerate(batches):
-            again = parts[number] if parts else gradient(batch, True)
-            for place, part in zip(product, _second(again, fixed, parameters), strict=True):
-                place.add_(part)
+        product: list[Tensor] = []
+        for batch in batches:
+            again = parts.pop() if parts else gradient(batch, True)
+            found = _second(again, fixed, parameters)
+            product = [sum_ + part for sum_, part in zip(product, found, strict=True)] if product else found
         return {name: w * hg for (name, w), hg in zip(weights.final.items(), product, strict=True)}
 
 

@@ -26,7 +26,7 @@ class Snip:
     def __call__(self, weights: Weights) -> Scores:
         """The scores of one model."""
         gradients = mean_gradients(weights, "snip")
-        scores = {name: (w * gradients[name]).abs() for name, w in weights.final.items()}
+        scores = {name: gradients[name].mul_(w).abs_() for name, w in weights.final.items()}
         if not self.normalised:
             return scores
         total = torch.stack([s.double().sum() for s in scores.values()]).sum()
@@ -47,7 +47,7 @@ class Force:
         """The scores of one model, pruned entries included."""
         initial = weights.initial
         gradients = mean_gradients(weights, "force")
-        return {name: (initial[name].to(g.device) * g).abs() for name, g in gradients.items()}
+        return {name: g.mul_(initial[name].to(g.device)).abs_() for name, g in gradients.items()}
 
 
 register("snip")(Snip())

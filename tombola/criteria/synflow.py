@@ -32,8 +32,9 @@ class SynFlow:
         shape, device = _input_shape(weights), parameters[0].device
         with torch.no_grad():
             weights.model.double()
+            positive = set(parameters) if weights.room else set()  # since the round that began to fill the room
             for value in (*weights.model.parameters(), *weights.model.buffers()):
-                if value.dtype != torch.bool:
+                if value.dtype != torch.bool and value not in positive:
                     value.abs_()
         flow = _output(weights.model, torch.ones(shape, dtype=torch.float64, device=device)).sum()
         if not bool(flow.isfinite()):
@@ -61,16 +62,14 @@ def _output(model: nn.Module, ones: Tensor) -> Tensor:
 
 
 def _products(flow: Tensor, parameters: dict[str, nn.Parameter], room: dict[str, Tensor]) -> Scores:
-    """``|weight * gradient|``, each as soon as the gradient is there, which is then let go: the memory of one layer's
-    gradient serves all."""
-    hooks = []
+    """``|weight * gradient|``, each as soon as the gradient is there and in its memory. Only then the last round's is
+    let go, for the next layer's gradient to take its place: fresh memory costs more than the product."""
+    hooks, found = [], Scores()
     for name, parameter in parameters.items():
-        if name not in room:
-            room[name] = torch.zeros_like(parameter, requires_grad=False)
 
         def take(reached: Tensor, name: str = name) -> None:
             assert reached.grad is not None
-            torch.mul(reached.grad, reached.detach(), out=room[name]).abs_()
+            found[name] = room[name] = reached.grad.mul_(reached.detach()).abs_()
             reached.grad = None
 
         hooks.append(parameter.register_post_accumulate_grad_hook(take))  # type: ignore[no-untyped-call]
@@ -79,6 +78,8 @@ def _products(flow: Tensor, parameters: dict[str, nn.Parameter], room: dict[str,
     finally:
         for hook in hooks:
             hook.remove()
+    for name in parameters.keys() - found.keys():  # the outputs don't depend on it
+        room[name] = torch.zeros_like(parameters[name], requires_grad=False)
     return {name: room[name] for name in parameters}
 
 
