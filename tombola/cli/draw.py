@@ -176,10 +176,12 @@ def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> No
     files.append(out / "rounds.md")
     files[-1].write_text(rounds_markdown(rows, metric), encoding="utf-8")
     if figures:
+        method = draws[0].recipe.method
+        title = task if method == "imp" else f"{task}, {method}"
         from tombola.report.figures import figures as charts
         from tombola.report.figures import save_figures
 
-        files += save_figures(out, charts(rows, curves, layers, title=task, metric=metric))
+        files += save_figures(out, charts(rows, curves, layers, title=title, metric=metric))
     if as_json:
         document = {
             "task": task,

@@ -9,17 +9,20 @@ import click
 
 from tombola.cli import output
 
-# A training step of the dense net with its share of the evaluations, in milliseconds: one core of an AMD EPYC, Zen 4
-# for the fully connected nets, Zen 5 for the others. Later rounds are faster on engines that leave out pruned work, so
-# what is computed from these is an upper end.
-_STEP = {
-    "digits-mlp": 0.25,
-    "mnist-lenet300": 1.4,
-    "fashion-lenet300": 1.4,
-    "mnist-lenet5": 24.0,
-    "cifar10-conv2": 190.0,
-    "cifar10-conv4": 310.0,
-    "cifar10-conv6": 480.0,
+# Seconds of a training of the dense net with its evaluations, on one core of an AMD EPYC (Zen 4; Zen 5 for LeNet-5 and
+# the Conv nets). Later rounds are faster on engines that leave out pruned work: what is computed from these is an upper
+# end.
+_TRAINING = {
+    "digits-mlp": 0.4,
+    "digits-conv": 1.0,
+    "mnist-lenet300": 70.0,
+    "fashion-lenet300": 70.0,
+    "mnist-lenet5": 1_200.0,
+    "cifar10-conv2": 3_800.0,
+    "cifar10-conv4": 7_750.0,
+    "cifar10-conv6": 14_400.0,
+    "cifar10-vgg11-quick": 120.0,
+    "cifar10-resnet20-quick": 150.0,
 }
 _UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -31,8 +34,8 @@ def tasks(as_json: bool) -> None:
     def about(task: Task) -> dict[str, Any]:
         recipe = task.recipe
         seconds = None
-        if task.name in _STEP and recipe.steps.unit == "it":
-            seconds = round(_STEP[task.name] * 1e-3 * recipe.steps.length * (task.rounds + 1), 1)
+        if task.name in _TRAINING:
+            seconds = round(_TRAINING[task.name] * (task.rounds + 1), 1)
         short = f"{task.rounds} rounds of {recipe.steps}, batch {recipe.batch}, {recipe.optimizer} {recipe.lr:g}"
         full = recipe.model_dump(mode="json")
         return {
