@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import tombola as tb
 from tombola.criteria import score
+from tombola.criteria.unfolded import Unfolded
 from tombola.errors import InputError
 from tombola.mask import Mask, prunable
 from tombola.tasks.models import resnet, vgg
@@ -311,3 +312,25 @@ def test_batch_normalisation_in_training_mode_is_refused_where_one_example_is_to
         score(net, "synflow", images(3), mode="train")
     score(net.train(), "synflow", images(3))
     assert net.training
+
+
+@pytest.mark.parametrize("kernel", [1, 3, (3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("padding", [0, 1, (0, 2), "same"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_convolutions_of_small_images_are_torchs(kernel: Any, stride: Any, padding: Any, dilation: Any) -> None:
+    if padding == "same" and (stride != 1 or kernel == (3, 2)):
+        return
+    g = torch.Generator().manual_seed(1)
+    layer = nn.Conv2d(4, 6, kernel, stride, padding, dilation).double()
+    x = torch.rand(1, 4, 7, 8, dtype=torch.float64, generator=g, requires_grad=True)
+    own = layer(x)
+    slopes = torch.autograd.grad(own.square().sum(), (x, layer.weight, layer.bias))
+    with Unfolded():
+        found = layer(x)
+    assert found.shape == own.shape
+    torch.testing.assert_close(found, own, rtol=1e-13, atol=1e-13)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), (x, layer.weight, layer.bias)), slopes, strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tombola.batches import tensors
 from tombola.criteria.base import Scores, Traits, Weights, register
 from tombola.criteria.gradients import iterable, wanted
+from tombola.criteria.unfolded import Unfolded
 from tombola.errors import InputError
 
 
@@ -48,7 +49,8 @@ class SynFlow:
 def _output(model: nn.Module, ones: Tensor) -> Tensor:
     """What the net makes of its input; ``InputError`` where it can't, or gives no tensor computed from the weights."""
     try:
-        output = model(ones)
+        with Unfolded():
+            output = model(ones)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
