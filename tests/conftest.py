@@ -23,6 +23,29 @@ def store(tmp_path: Path) -> Iterator[tb.Store]:
         yield opened
 
 
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[tb.Store]:
+    with tb.Store(tmp_path / "other") as opened:
+        yield opened
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The places of each pass that trains several nets, as passes begin."""
+    from together_tools import count_passes
+
+    return count_passes(monkeypatch)
+
+
+@pytest.fixture
+def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither environment nor user's files say where data are."""
+    for name in ("TOMBOLA_DATA", "TOMBOLA_CONFIG", "TOMBOLA_MIRRORS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "etc" / name)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-long", action="store_true", help="also run the experiments of minutes")
 

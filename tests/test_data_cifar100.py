@@ -15,13 +15,7 @@ from tombola.errors import DataError
 from tombola.tasks.data import sources
 from tombola.tasks.data.cifar import load_cifar100
 
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("TOMBOLA_DATA", "TOMBOLA_CONFIG", "TOMBOLA_MIRRORS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "etc" / name)
+pytestmark = pytest.mark.usefixtures("no_configuration")
 
 
 def records(n: int) -> NDArray[np.uint8]:

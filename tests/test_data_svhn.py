@@ -22,12 +22,7 @@ from tombola.tasks.data.svhn import load_svhn
 LIMIT = 10**6
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("TOMBOLA_DATA", "TOMBOLA_CONFIG", "TOMBOLA_MIRRORS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "etc" / name)
+pytestmark = pytest.mark.usefixtures("no_configuration")
 
 
 def arrays(n: int, **changes: Any) -> dict[str, Any]:

@@ -24,12 +24,7 @@ ARCHIVE, FOLDER, KEPT = "tiny-imagenet-200.zip", "tiny-imagenet-200", "tiny-imag
 CLASSES = ("n02000002", "n01000001")  # not in alphabetical order
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("TOMBOLA_DATA", "TOMBOLA_CONFIG", "TOMBOLA_MIRRORS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("platformdirs.user_config_path", lambda name: tmp_path / "etc" / name)
+pytestmark = pytest.mark.usefixtures("no_configuration")
 
 
 def jpeg(shade: int, side: int = 64, mode: str = "RGB") -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from together_tools import (
     SHORT,
     all_runs,
     check_close,
-    count_passes,
     double,
     masked_alone,
     search,
@@ -30,17 +29,6 @@ from tombola.draws import Draw
 from tombola.lab import Event, Lab, Trainer
 from tombola.tasks.task import Splits, examples
 from tombola.together import side_by_side
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    return count_passes(monkeypatch)
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[tb.Store]:
-    with tb.Store(tmp_path / "other") as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(("net", "options"), [(normalised, {"controls": ["reinit"]}), (conv, {"method": "one_shot"})])

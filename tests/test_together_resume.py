@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from test_resume import ENVIRONMENT
 from together_tools import (
     SEEDS,
     all_runs,
-    count_passes,
     digest,
     double,
     masked_alone,
@@ -38,17 +37,6 @@ from tombola.mask import Mask
 from tombola.store.catalogue import runs
 from tombola.together import side_by_side
 from tombola.training.checkpoint import Slot
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    return count_passes(monkeypatch)
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[tb.Store]:
-    with tb.Store(tmp_path / "other") as opened:
-        yield opened
 
 
 class Held:

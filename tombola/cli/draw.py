@@ -17,7 +17,7 @@ from tombola.cli.options import (
     option,
     path_option,
     recipe_options,
-    seeds,
+    seeds_option,
     store_option,
 )
 from tombola.cli.places import check_writable
@@ -42,14 +42,7 @@ _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
 
 @click.command("draw", cls=Verb)
 @click.argument("task", required=False)
-@option(
-    "--seed",
-    "seed_list",
-    section=SEARCH,
-    callback=seeds,
-    metavar="SEEDS",
-    help="seeds: 0, or 0,1,2, or 0-4  [default: 0]",
-)
+@seeds_option(SEARCH)
 @recipe_options(DrawRecipe, section=SEARCH, defaults=_DEFAULTS, skip=("task", "seed", "training"))
 @recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start",))
 @path_option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -83,6 +83,28 @@ def json_option(section: str = "Options") -> Callable[[Function], Function]:
 def path_option(*names: str, section: str, **settings: Any) -> Callable[[Function], Function]:
     """An option that takes a path, which must not be empty."""
     return option(*names, section=section, callback=_folder, **settings)
+
+
+def seeds_option(section: str, default: str = "0") -> Callable[[Function], Function]:
+    """``--seed``, which gives ``seed_list``: a list of seeds, or None."""
+    return option(
+        *("--seed", "seed_list"),
+        section=section,
+        callback=seeds,
+        metavar="SEEDS",
+        help=f"seeds: 0, or 0,1,2, or 0-4  [default: {default}]",
+    )
+
+
+def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Function], Function]:
+    """One decorator for several options, in this order."""
+
+    def add(function: Function) -> Function:
+        for part in reversed(options):
+            function = part(function)
+        return function
+
+    return add
 
 
 def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -12,13 +12,14 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import (
+    all_of,
     data_root_option,
     given,
     json_option,
     option,
     path_option,
     recipe_options,
-    seeds,
+    seeds_option,
     store_option,
     validated,
 )
@@ -60,26 +61,14 @@ def mask_options(
             metavar="TEXT",
             help=f"method that finds masks (repeatable)  [default: {', '.join(methods)}]",
         ),
-        option(
-            *("--seed", "seed_list"),
-            section=SEARCH,
-            callback=seeds,
-            metavar="SEEDS",
-            help="seeds: 0, or 0,1,2, or 0-4  [default: 0]",
-        ),
+        seeds_option(SEARCH),
         *(_density_options(densities) if densities else ()),
         recipe_options(DrawRecipe, section=SEARCH, defaults=defaults, skip=tuple(skip)),
         recipe_options(Recipe, section=TRAINING if trained else RUNNING, defaults="the task's", skip=tuple(training)),
         *((store_option(RUNNING),) if trained else ()),
         data_root_option(RUNNING),
     ]
-
-    def add(function: Function) -> Function:
-        for part in reversed(parts):
-            function = part(function)
-        return function
-
-    return add
+    return all_of(parts)
 
 
 def _density_options(default: str) -> Iterator[Callable[[Function], Function]]:

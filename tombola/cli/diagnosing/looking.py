@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tombola.cli.options import data_root_option, option, recipe_options, seeds, store_option
+from tombola.cli.options import all_of, data_root_option, option, recipe_options, seeds_option, store_option
 from tombola.durations import Duration
 from tombola.errors import InputError
 from tombola.recipe import Recipe
@@ -58,24 +58,12 @@ def examples_options(function: Function) -> Function:
 def training_options(default_seed: str, default: str, skip: tuple[str, ...]) -> Callable[[Function], Function]:
     """``--seed``, the options of a training, ``--store`` and ``--data-root``."""
     parts = [
-        option(
-            *("--seed", "seed_list"),
-            section=NET,
-            callback=seeds,
-            metavar="SEEDS",
-            help=f"seeds: 0, or 0,1,2, or 0-4  [default: {default_seed}]",
-        ),
+        seeds_option(NET, default_seed),
         recipe_options(Recipe, section=TRAINING, defaults=default, skip=skip),
         store_option(RUNNING),
         data_root_option(RUNNING),
     ]
-
-    def add(function: Function) -> Function:
-        for part in reversed(parts):
-            function = part(function)
-        return function
-
-    return add
+    return all_of(parts)
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
