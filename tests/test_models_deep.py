@@ -61,7 +61,7 @@ def test_names_count_layers_and_poolings() -> None:
 
 def normalised(model: nn.Module, name: str, x: Tensor) -> Tensor:
     scale, shift = batch_norm_affine(model.get_submodule(name))
-    return x * scale.float()[None, :, None, None] + shift.float()[None, :, None, None]
+    return x * scale[None, :, None, None] + shift[None, :, None, None]
 
 
 def moved_(model: nn.Module) -> nn.Module:
@@ -79,9 +79,9 @@ def moved_(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def test_vgg_is_convolutions_poolings_and_one_linear_layer() -> None:
-    model = moved_(vgg(13, width=2, classes=7))
+    model = moved_(vgg(13, width=2, classes=7)).double()
     weights = prunable(model)
-    images = torch.randn(3, 3, 32, 32)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     x, pool = images, {3: 2, 6: 2, 9: 2, 12: 2}
     for number in (1, 2, 4, 5, 7, 8, 10, 11, 13, 14):
         x = normalised(model, f"norm{number}", F.conv2d(x, weights[f"conv{number}.weight"], padding=1)).relu()
@@ -93,9 +93,9 @@ def test_vgg_is_convolutions_poolings_and_one_linear_layer() -> None:
 
 @torch.no_grad()
 def test_resnet_adds_what_its_blocks_make_to_what_they_take() -> None:
-    model = moved_(resnet(20, width=2, classes=7))
+    model = moved_(resnet(20, width=2, classes=7)).double()
     weights = prunable(model)
-    images = torch.randn(3, 3, 32, 32)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     x = normalised(model, "norm", F.conv2d(images, weights["conv.weight"], padding=1)).relu()
     for number in range(1, 10):
         block, stride = f"block{number}", 2 if number in (4, 7) else 1
@@ -109,9 +109,9 @@ def test_resnet_adds_what_its_blocks_make_to_what_they_take() -> None:
 
 @torch.no_grad()
 def test_resnet50_has_bottlenecks_whose_middle_takes_the_stride() -> None:
-    model = moved_(imagenet_resnet(50, width=2, classes=5))
+    model = moved_(imagenet_resnet(50, width=2, classes=5)).double()
     weights = prunable(model)
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     x = normalised(model, "norm", F.conv2d(images, weights["conv.weight"], None, 2, 3)).relu()
     x = F.max_pool2d(x, 3, 2, 1)
     for number in range(1, 17):
