@@ -16,7 +16,7 @@ from tombola.criteria import criterion, register, score
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab, Run, Watcher, versions
 from tombola.mask import Mask
-from tombola.methods import Round, Search, get_method
+from tombola.methods import Round, Search, before_training, get_method
 from tombola.methods.base import Scoring, Survivors
 from tombola.pruning import Allocation, Layerwise, Shapes
 from tombola.recipe import DrawRecipe
@@ -95,7 +95,7 @@ class Draw:
     @property
     def _best(self) -> Round:
         """The dense round, or of a method without a ladder the ticket with the best validation metric."""
-        if not getattr(get_method(self.recipe.method), "direct", False) or len(self.rounds) == 1:
+        if before_training(self.recipe.method) is None or len(self.rounds) == 1:
             return self.rounds[0]
         sign = 1 if self.lab.task.higher_is_better else -1
 
@@ -201,28 +201,28 @@ def draw(
 def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     """A draw's recipe: the task's defaults, overridden by ``options``. ``InputError`` for what is wrong with them."""
     training = {**task.recipe.model_dump(), **_mapping(options.get("training"), "training")}
-    method = get_method(str(options.get("method", DrawRecipe.model_fields["method"].default)))
-    allocation = options.get("allocation") or getattr(method, "allocation", task.allocation)
+    method = before_training(str(options.get("method", DrawRecipe.model_fields["method"].default)))
+    allocation = options.get("allocation") or (task.allocation if method is None else method.allocation)
     defaults: dict[str, Any] = {"task": task.name, "allocation": allocation, "margin": task.margin}
     defaults["unpruned"] = task.unpruned
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
     if not any(options.get(ending) for ending in ("rounds", "density", "densities", "stop_at_margin")):
-        if getattr(method, "direct", False):
-            defaults["densities"] = DIRECT
-        else:
+        if method is None:
             defaults["rounds"] = task.rounds
+        else:
+            defaults["densities"] = DIRECT
     try:
         recipe = DrawRecipe.model_validate({**defaults, **options, "training": training})
     except ValidationError as error:
         raise InputError(explained(error)) from error
-    own = getattr(method, "criterion", None)
+    own = None if method is None else method.criterion
     if own is not None and recipe.criterion != DrawRecipe.model_fields["criterion"].default:
         raise InputError(
             f"method {recipe.method!r} goes by its own criterion, {own!r}, but criterion {recipe.criterion!r} is asked "
             "for: method 'at_init' takes any"
         )
-    if getattr(method, "direct", False) and recipe.survivors != "reset":
+    if method is not None and recipe.survivors != "reset":
         raise InputError(
             f"method {recipe.method!r} trains the weights that it scored, the initial ones, "
             f"but survivors is {recipe.survivors!r}: leave it out"
@@ -256,9 +256,9 @@ def masks(found: Draw) -> Iterator[Mask]:
 
     A method that prunes before training gives them without any; for another, the draw's rounds are carried out.
     """
-    untrained = getattr(get_method(found.recipe.method), "masks", None)
+    untrained = before_training(found.recipe.method)
     if untrained is not None:
-        yield from untrained(_search(found))
+        yield from untrained.masks(_search(found))
         return
     for round in rounds(found):
         if round.number:
@@ -283,8 +283,8 @@ def _search(found: Draw) -> Search:
     )
     net = found.lab.task.build(recipe.seed).to(recipe.training.device)
     whole = search.whole(net)
-    # A criterion that fails does so before any training.
-    score(net, recipe.criterion, mask=whole, initial=net.state_dict(), **search.for_gradients(recipe.criterion))
+    if before_training(recipe.method) is None:  # a criterion that fails does so before any training
+        score(net, recipe.criterion, mask=whole, initial=net.state_dict(), **search.for_gradients(recipe.criterion))
     ladder = densities(recipe, {name: tuple(t.shape) for name, t in whole.items()}, allocation)
     outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]
     if outside:
@@ -310,7 +310,7 @@ def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> lis
     """The ladder of densities of a recipe, dense left out. A geometric ladder to a density ends on it exactly."""
     if recipe.densities is not None:
         return list(recipe.densities)
-    if recipe.density is not None and getattr(get_method(recipe.method), "direct", False):
+    if recipe.density is not None and before_training(recipe.method) is not None:
         return [recipe.density]
     if recipe.schedule != "geometric":
         return to_target(recipe.schedule, recipe.density or 0.0, recipe.rounds or 0)

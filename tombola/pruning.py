@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,9 +56,7 @@ class Layerwise:
 
     def rates(self, shapes: Shapes) -> dict[str, float]:
         """Each layer's own rate. ``InputError`` for a pattern that fits no layer."""
-        for pattern in self.relative:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
-                raise InputError(f"no prunable parameter fits the pattern {pattern!r}.{suggestion(pattern, shapes)}")
+        check_patterns(self.relative, shapes)
         rates = {}
         for name in shapes:
             factors = (f for pattern, f in self.relative.items() if fnmatch.fnmatchcase(name, pattern))
@@ -99,6 +97,14 @@ class Layerwise:
 
     def _shares(self, rounds: float, shapes: Shapes) -> dict[str, float]:
         return {n: math.prod(shapes[n]) * (1 - rate) ** rounds for n, rate in self.rates(shapes).items()}
+
+
+def check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
+    """``InputError`` for a pattern (``fnmatch``) that fits none of the names of prunable parameters."""
+    known = list(names)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+            raise InputError(f"no prunable parameter fits the pattern {pattern!r}.{suggestion(pattern, known)}")
 
 
 def uniform_shares(density: float, shapes: Shapes) -> dict[str, float]:

@@ -17,7 +17,7 @@ _DROPOUTS: frozenset[Callable[..., Any]] = frozenset(
     for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
     for ending in ("", "_")
 )
-_INSIDE = {F.multi_head_attention_forward: "dropout_p", F.scaled_dot_product_attention: "dropout_p"}
+_INSIDE = frozenset((F.multi_head_attention_forward, F.scaled_dot_product_attention))
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p")
 
 
@@ -42,12 +42,11 @@ class NoDropout(TorchFunctionMode):
 
 def _without(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of an attention with its dropout at 0."""
-    name = _INSIDE[func]
     try:
         names = list(inspect.signature(func).parameters)
     except ValueError:  # a built-in, which doesn't tell
         names = list(_ATTENTION)
-    place = names.index(name)
+    place = names.index("dropout_p")
     if len(args) > place:
         return (*args[:place], 0.0, *args[place + 1 :]), given
-    return args, {**given, name: 0.0}
+    return args, {**given, "dropout_p": 0.0}

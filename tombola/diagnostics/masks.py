@@ -10,7 +10,7 @@ from tombola.draws import Draw, masks
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab
 from tombola.mask import Mask
-from tombola.methods import METHODS, Search, get_method
+from tombola.methods import METHODS, Search, before_training
 from tombola.recipe import DrawRecipe
 
 
@@ -27,7 +27,7 @@ class FoundMask:
 
 def untrained(method: str) -> bool:
     """Whether a method finds its masks before any training. ``InputError`` for an unknown one."""
-    return hasattr(get_method(method), "masks")
+    return before_training(method) is not None
 
 
 def check_untrained(method: str) -> None:

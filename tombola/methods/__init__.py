@@ -25,8 +25,6 @@ METHODS: dict[str, Method] = {
     "random_at_init": AtInit("Before training, at random.", "random"),
     "at_init": AtInit("Before training, by the criterion asked for."),
 }
-"""By name. A method that is an object may say by attributes what it does otherwise: ``criterion``, the one it goes by;
-``allocation``, its own default; ``direct``, that it goes to a density without a ladder; ``description``."""
 
 
 def get_method(name: str) -> Method:
@@ -36,4 +34,10 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "AtInit", "Method", "Round", "Search", "get_method", "imp", "one_shot"]
+def before_training(name: str) -> AtInit | None:
+    """The method of that name where it finds its masks before any training, else None."""
+    method = get_method(name)
+    return method if isinstance(method, AtInit) else None
+
+
+__all__ = ["METHODS", "AtInit", "Method", "Round", "Search", "before_training", "get_method", "imp", "one_shot"]

@@ -23,16 +23,14 @@ class AtInit:
     criterion: str | None = None
     rounds: int | None = None
     allocation: str = "global"
-    direct: bool = True
-    """A density asked for is gone to at once, without a ladder down to it."""
+    """The default of its draws."""
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds. Every mask is found before anything is trained, so that a net that can't be scored costs
         nothing."""
-        model = search.lab.task.build(search.seed)
         masks = list(self.masks(search))
         dense = search.dense()
-        yield Round(0, Mask.full(model), dense.start, dense)
+        yield Round(0, dense.mask, dense.start, dense)
         for number, mask in enumerate(masks, start=1):
             values, run = search.survivors.train(search.lab, dense, dense, mask)
             yield Round(number, mask, values, run)

@@ -14,10 +14,10 @@ from torch import nn
 from tombola.batches import moved
 from tombola.criteria import Criterion, criterion, score, traits
 from tombola.durations import Duration
-from tombola.errors import InputError, suggestion
+from tombola.errors import InputError
 from tombola.lab import Lab, Run
 from tombola.mask import Mask, prunable
-from tombola.pruning import Allocation, prune
+from tombola.pruning import Allocation, check_patterns, prune
 from tombola.seeds import stream
 from tombola.tasks.balance import balanced
 from tombola.tasks.task import State
@@ -94,9 +94,7 @@ class Search:
         ``InputError`` for a pattern that fits no layer, and where nothing is left to prune.
         """
         names = prunable(model)
-        for pattern in self.unpruned:
-            if not fnmatch.filter(names, pattern):
-                raise InputError(f"no prunable parameter fits the pattern {pattern!r}.{suggestion(pattern, names)}")
+        check_patterns(self.unpruned, names)
         kept = {n: p for n, p in names.items() if not any(fnmatch.fnmatchcase(n, u) for u in self.unpruned)}
         if not kept:
             raise InputError(f"unpruned leaves nothing to prune: {', '.join(self.unpruned)} fit every layer")

@@ -266,3 +266,31 @@ def style(chart: Any) -> Any:
             offset=10,
         )
     )
+
+
+def seeds_named(rows: Iterable[Row]) -> str:
+    """The seeds of rows, for a title: ``seeds 0, 1``."""
+    seeds = sorted({row["seed"] for row in rows})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def beside(
+    charts: Sequence[alt.LayerChart], heading: str, columns: int = 2, spacing: int = 40, *, shared: bool = False
+) -> alt.ConcatChart:
+    """Copies of charts side by side under a heading, in rows in which their axes are level; ``shared`` is whether they
+    have one coding of colours and shapes."""
+    import altair as alt
+
+    panels = [chart.copy() for chart in charts]
+    for left in range(0, len(panels), columns):
+        row = panels[left : left + columns]
+        lines = [[] if panel.title.subtitle is alt.Undefined else list(panel.title.subtitle) for panel in row]
+        for panel, own in zip(row, lines, strict=True):
+            panel.config = alt.Undefined  # only the outermost chart may have one
+            panel.title.subtitle = own + [" "] * (max(map(len, lines)) - len(own)) or alt.Undefined
+    title = alt.TitleParams(heading, fontSize=18, frame="bounds")
+    whole = alt.concat(*panels, columns=columns, spacing=spacing, title=title)
+    if not shared:
+        whole = whole.resolve_scale(color="independent", shape="independent", strokeDash="independent")
+    styled: alt.ConcatChart = style(whole)
+    return styled

@@ -204,35 +204,16 @@ def figures(
 
     ``title`` names the task. A draw without curves or layers has no figure of them.
     """
-    import altair as alt
 
     single = {"accuracy": accuracy_figure(rounds, metric), "early_stop": early_stop_figure(rounds)}
     if curves:
         single["curves"] = curves_figure(curves, metric)
     if layers:
         single["layers"] = layers_figure(layers)
-    panels = _panels(list(single.values()))
+    overview = drawing.beside(list(single.values()), f"{title}, {drawing.seeds_named(rounds)}")
     for chart in single.values():
         chart.title.text = f"{title}: {chart.title.text[0].lower()}{chart.title.text[1:]}"
-    seeds = sorted({row["seed"] for row in rounds})
-    heading = f"{title}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    overview = alt.concat(*panels, columns=2, spacing=40, title=alt.TitleParams(heading, fontSize=18, frame="bounds"))
-    overview = overview.resolve_scale(color="independent", shape="independent", strokeDash="independent")
-    return {**single, "overview": drawing.style(overview)}
-
-
-def _panels(charts: Sequence[alt.LayerChart]) -> list[alt.LayerChart]:
-    """Copies to stand side by side, two to a row, whose headings are equally high so that their axes are level."""
-    import altair as alt
-
-    panels = [chart.copy() for chart in charts]
-    for left in range(0, len(panels), 2):
-        row = panels[left : left + 2]
-        lines = [[] if panel.title.subtitle is alt.Undefined else list(panel.title.subtitle) for panel in row]
-        for panel, own in zip(row, lines, strict=True):
-            panel.config = alt.Undefined  # only the outermost chart may have one
-            panel.title.subtitle = own + [" "] * (max(map(len, lines)) - len(own)) or alt.Undefined
-    return panels
+    return {**single, "overview": overview}
 
 
 def save_figures(folder: Path, charts: Mapping[str, Figure]) -> list[Path]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from tombola.errors import InputError
 from tombola.report import drawing
 from tombola.report.drawing import DASHED, DOTTED, GREY, SEQUENCE, SOLID, Points
-from tombola.report.figures import _panels
 from tombola.report.tables import Row, Spread, is_share, lower_is_better, metric_name, percent, present
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def gradient_figure(rows: Sequence[Row], title: str) -> alt.ConcatChart:
         layers = _lines(drawn, "net", "Net", list(labels.values()), y)
         notes = [_averaged(drawn), _missing(rows, "method", field, positive=log), _stopped(rows) if log else ""]
         panels.append(drawing.panel(layers, heading, *notes))
-    return _beside(panels, f"{title}: gradient flow, {_seeds(rows)}")
+    return drawing.beside(panels, f"{title}: gradient flow, {drawing.seeds_named(rows)}")
 
 
 def instability_figure(rows: Sequence[Row], barriers: Sequence[Row], title: str, metric: str) -> alt.ConcatChart:
@@ -59,7 +58,7 @@ def instability_figure(rows: Sequence[Row], barriers: Sequence[Row], title: str,
         layers = _paths(_means(rows, ("rewind", "data", "alpha"), field, scale), f"{name.capitalize()}{unit}")
         panels.append(drawing.panel(layers, f"{name.capitalize()} on the line between the two nets"))
     kept = percent(rows[0]["density"])
-    return _beside(panels, f"{title}: instability at {kept} density, {_seeds(rows)}")
+    return drawing.beside(panels, f"{title}: instability at {kept} density, {drawing.seeds_named(rows)}")
 
 
 def _barriers(drawn: Points, name: str, unit: str, limit: float | None) -> alt.LayerChart:
@@ -104,7 +103,9 @@ def curvature_figure(rows: Sequence[Row], title: str) -> alt.LayerChart:
     loose = sorted({row["step"] for row in rows if not row["converged"]})
     note = f"Not converged at step {', '.join(f'{step:,}' for step in loose)}." if loose else ""
     kept = percent(rows[0]["density"])
-    return drawing.panel(layers, f"{title}: curvature at {kept} density, {_seeds(rows)}", _averaged(drawn), note)
+    return drawing.panel(
+        layers, f"{title}: curvature at {kept} density, {drawing.seeds_named(rows)}", _averaged(drawn), note
+    )
 
 
 def _place(number: int) -> str:
@@ -182,21 +183,6 @@ def _missing(rows: Sequence[Row], field: str, value: str, *, positive: bool) -> 
 def _stopped(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(row["method"] for row in rows if row["status"] == "diverged"))
     return f"Diverged, and not drawn from there on: {', '.join(names)}." if names else ""
-
-
-def _seeds(rows: Sequence[Row]) -> str:
-    seeds = sorted({row["seed"] for row in rows})
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-
-
-def _beside(panels: list[alt.LayerChart], heading: str) -> alt.ConcatChart:
-    import altair as alt
-
-    title = alt.TitleParams(heading, fontSize=18, frame="bounds")
-    chart = alt.concat(*_panels(panels), columns=2, spacing=40, title=title)
-    chart = chart.resolve_scale(color="independent", shape="independent", strokeDash="independent")
-    styled: alt.ConcatChart = drawing.style(chart)
-    return styled
 
 
 def _check_any(rows: Sequence[Row]) -> None:

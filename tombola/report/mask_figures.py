@@ -251,20 +251,12 @@ def _cost_panel(
 
 def _together(panels: Sequence[alt.LayerChart], title: str, columns: int = 3) -> Figure:
     """The panels in one figure, so many side by side, with headings of one height so that axes are level."""
-    import altair as alt
-
-    lines = [[] if p.title.subtitle is alt.Undefined else list(p.title.subtitle) for p in panels]
-    for place, (panel, own) in enumerate(zip(panels, lines, strict=True)):
-        beside = lines[place // columns * columns :][:columns]
-        panel.config = alt.Undefined  # only the outermost chart may have one
-        panel.title.subtitle = own + [" "] * (max(map(len, beside)) - len(own)) or alt.Undefined
-    if len(panels) == 1:
-        panels[0].title.text = title if ":" not in title else f"{title}, {panels[0].title.text}"
-        single: alt.LayerChart = drawing.style(panels[0])
-        return single
-    heading = alt.TitleParams(title, fontSize=18, frame="bounds")
-    whole: alt.ConcatChart = drawing.style(alt.concat(*panels, columns=columns, spacing=30, title=heading))
-    return whole
+    if len(panels) > 1:
+        return drawing.beside(panels, title, columns, spacing=30, shared=True)
+    (panel,) = panels
+    panel.title.text = title if ":" not in title else f"{title}, {panel.title.text}"
+    single: alt.LayerChart = drawing.style(panel)
+    return single
 
 
 def _few(names: Sequence[str]) -> str:
