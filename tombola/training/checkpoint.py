@@ -29,6 +29,8 @@ class Progress:
     best: State | None = None
     kept: dict[int, State] = field(default_factory=dict)
     seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """What the process's threads worked, whatever else the machine did meanwhile."""
     diverged: bool = False
     place: Place | None = None
     """Its place in the pass it is trained in with others; None for a training by itself."""
@@ -85,6 +87,7 @@ class Slot:
             "best_step": progress.best_step,
             "best_loss": progress.best_loss,
             "seconds": progress.seconds,
+            "processor_seconds": progress.processor_seconds,
             "place": None if progress.place is None else asdict(progress.place),
         }
         self.keeper.save(seal(manifest, tensors, kind=KIND))
@@ -125,6 +128,7 @@ class Slot:
             best=parts["best"] or None,
             kept=kept,
             seconds=manifest["seconds"],
+            processor_seconds=manifest.get("processor_seconds", 0.0),
             place=None if place is None else Place(**place),
         )
         return Saved(Plan(**manifest["plan"]), progress, parts["state"])

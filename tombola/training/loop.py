@@ -162,7 +162,7 @@ def _carry_out(
 
     A course that has diverged is over at once, and is none of the others' business. The time is shared equally.
     """
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     for course in courses.values():
         course.begin()
     under_way = dict(courses)
@@ -174,10 +174,11 @@ def _carry_out(
         losses = _train_to_evaluation(under_way, stretch)
         for number, course in under_way.items():
             course.evaluate(losses[number])
-        now = time.perf_counter()
+        now, work = time.perf_counter(), time.process_time()
         for course in under_way.values():
             course.progress.seconds += (now - began) / len(under_way)
-        began = now
+            course.progress.processor_seconds += (work - worked) / len(under_way)
+        began, worked = now, work
         going_on = [course for course in under_way.values() if not course.over]
         if any(course.saving_is_due for course in going_on):  # all at one step, so that they can go on together
             for course in going_on:
@@ -253,6 +254,7 @@ class _Course:
         summary: dict[str, Any] = {
             "steps": self.session.step - self.first,
             "seconds": round(progress.seconds, 3),
+            "processor_seconds": round(progress.processor_seconds, 3),
             "engine": self.plan.engine,
             "engine_reason": self.plan.reason,
             "engine_layers": self.plan.layers,
