@@ -14,8 +14,23 @@ from __future__ import annotations
 
 from tombola.criteria import magnitude as _magnitude  # noqa: F401  (registers its criteria)
 from tombola.criteria import zhou as _zhou  # noqa: F401
-from tombola.criteria.base import CRITERIA, Criterion, Loss, Scores, Traits, Weights, criterion, register, score, traits
+from tombola.criteria.base import (
+    CRITERIA,
+    Criterion,
+    Loss,
+    Scores,
+    Traits,
+    Weights,
+    compensated,
+    criterion,
+    register,
+    score,
+    traits,
+)
 from tombola.criteria.grasp import Grasp
+from tombola.criteria.mlprune import MLPrune
+from tombola.criteria.obd import Obd
+from tombola.criteria.obs import Obs
 from tombola.criteria.snip import Force, Snip
 from tombola.criteria.synflow import SynFlow
 
@@ -25,11 +40,15 @@ __all__ = [
     "Force",
     "Grasp",
     "Loss",
+    "MLPrune",
+    "Obd",
+    "Obs",
     "Scores",
     "Snip",
     "SynFlow",
     "Traits",
     "Weights",
+    "compensated",
     "criterion",
     "register",
     "score",

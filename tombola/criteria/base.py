@@ -182,6 +182,57 @@ def score(
         return {name: value.to("cpu", copy=True) for name, value in found.items()}
 
 
+def compensated(
+    model: nn.Module,
+    by: str | Criterion,
+    kept: Mask,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    mask: Mask | None = None,
+    mode: str | None = None,
+) -> dict[str, Tensor] | None:
+    """The values that survivors take on by a criterion that compensates for what is pruned; None where it doesn't.
+
+    A criterion that does has a method ``compensate(weights, kept)``, which gives new values for the parameters that
+    ``kept`` covers. The model comes back bit for bit as it was.
+
+    Parameters
+    ----------
+    model, by, batches, loss, mode
+        As for ``score``.
+    kept
+        What is kept of the parameters in question.
+    mask
+        What was kept before; weights outside it count as 0. Default: all of the parameters that ``kept`` covers.
+
+    Returns a dict of tensors of the parameters' shapes and types, on the CPU, 0 wherever ``kept`` is not.
+
+    Raises ``InputError`` for what the criterion refuses, masks that don't fit the model or each other, a ``kept`` that
+    is not within ``mask``, and values that are not finite or of the wrong shape.
+    """
+    function = criterion(by)
+    compensate = getattr(function, "compensate", None)
+    if compensate is None:
+        return None
+    covered = kept.parameters(model)
+    if mask is not None and not kept <= mask:
+        raise InputError("what is kept must be within the mask, but some of it was pruned before: prune(..., within=)")
+    final = {name: p.detach() for name, p in covered.items()}
+    weights = Weights(model=model, final=final, mask=mask, batches=batches, loss=loss)
+    with untouched(model, mode or traits(function).mode):
+        values = compensate(weights, kept)
+        found = {}
+        for name, weight in final.items():
+            value = values.get(name) if isinstance(values, Mapping) else None
+            if not isinstance(value, Tensor) or value.shape != weight.shape or not bool(value.isfinite().all()):
+                raise InputError(
+                    f"the criterion {_label(by)!r} must compensate with finite values of shape {tuple(weight.shape)} "
+                    f"for {name!r}, but gave others: are the weights finite?"
+                )
+            found[name] = value.detach().to("cpu", weight.dtype, copy=True).masked_fill_(~kept[name], 0.0)
+        return found
+
+
 def checked(scores: Any, weights: Weights, by: str | Criterion) -> Scores:
     """What a criterion gave, float32 or float64 and not copied; ``InputError`` for what isn't one score an entry."""
     label = _label(by)
