@@ -20,6 +20,8 @@ VERBS = {
     "diagnose": "Look into masks and nets: layers, collapse, cost, gradient flow.",
     "list": "List the draws and runs of a store.",
     "show": "Show a ticket file, a draw or a run.",
+    "compress": "Write a ticket as a small file: shared values, Huffman codes.",
+    "decompress": "Give a compressed ticket back, and evaluate its net.",
     "gc": "Remove what a store no longer needs.",
     "doctor": "Report what this machine can do and which data it has.",
 }
