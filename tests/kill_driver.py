@@ -40,7 +40,7 @@ def draw(store: Path, log: Path) -> dict[str, str]:
         runs = [r.run for r in rounds(found)] + [c.run for c in controls(found)]
         digests = {}
         for run in runs:
-            manifest = {"history": run.history, **{k: v for k, v in run.summary.items() if k != "seconds"}}
+            manifest = {"history": run.history, **{k: v for k, v in run.summary.items() if "seconds" not in k}}
             digests[run.id] = content_hash("run", manifest, run.final)
         return {**digests, "ticket": found.ticket(found.rounds[-1]).digest}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.draws import DIRECT, Draw, draw_recipe, rounds
+from tombola.draws import Draw, draw_recipe, rounds
 from tombola.lab import Lab
 from tombola.mask import Mask, prunable
 from tombola.methods import METHODS, AtInit
@@ -95,7 +95,7 @@ def test_the_dense_net_is_shared_with_other_methods(store: tb.Store) -> None:
 
 def test_densities_that_are_not_asked_for() -> None:
     task = get_task("digits-mlp")
-    assert draw_recipe(task, {"method": "snip"}).densities == DIRECT
+    assert draw_recipe(task, {"method": "snip"}).densities == (0.1, 0.05, 0.02, 0.01)
     assert draw_recipe(task, {"method": "snip", "density": 0.3}).densities is None
     assert draw_recipe(task, {"method": "imp"}).densities is None
 

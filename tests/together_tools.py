@@ -87,7 +87,7 @@ def all_runs(draws: Sequence[Draw]) -> list[tb.Run]:
 
 
 def digest(run: tb.Run) -> str:
-    summary = {k: v for k, v in run.summary.items() if k != "seconds"}
+    summary = {k: v for k, v in run.summary.items() if "seconds" not in k}
     return content_hash("run", {"history": run.history, **summary}, run.final)
 
 

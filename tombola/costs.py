@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,6 +126,19 @@ class Cost:
     def bytes_bitmask(self) -> int:
         """Weights as kept values and a bit mask, other parameters dense."""
         return sum(layer.bytes_bitmask for layer in self.layers) + 4 * self.others
+
+    def under(self, mask: Mask) -> Cost:
+        """What the same net costs under another mask, which must cover weights of the same shapes."""
+        layers = (
+            replace(layer, kept=int(mask[layer.name].sum()) if layer.name in mask else layer.weights)
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
+
+    def training_flops(self, examples: int) -> int:
+        """Operations of training on so many examples, kept weights alone: three passes an example, as the gradients
+        of weights and of inputs each take what the forward pass takes (Evci et al. 2020, appendix H)."""
+        return 3 * self.kept_flops * examples
 
     def rows(self) -> list[dict[str, Any]]:
         """One mapping a weight tensor, then one for the total, with the same keys in the same order."""

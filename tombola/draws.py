@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from tombola.audits.controls import get_control
 from tombola.criteria import criterion, register, score
-from tombola.errors import InputError, TombolaError
+from tombola.errors import InputError, TombolaError, suggestion
 from tombola.lab import Lab, Run, Watcher, versions
 from tombola.mask import Mask
-from tombola.methods import Round, Search, before_training, get_method
+from tombola.methods import Method, Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors
 from tombola.pruning import Allocation, Layerwise, Shapes
 from tombola.recipe import DrawRecipe
@@ -27,8 +27,6 @@ from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
 
 MOST_ROUNDS = 60
-DIRECT = (0.1, 0.05, 0.02, 0.01)
-"""The densities of a method without a ladder, where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Draw:
     @property
     def _best(self) -> Round:
         """The dense round, or of a method without a ladder the ticket with the best validation metric."""
-        if before_training(self.recipe.method) is None or len(self.rounds) == 1:
+        if not get_method(self.recipe.method).straight or len(self.rounds) == 1:
             return self.rounds[0]
         sign = 1 if self.lab.task.higher_is_better else -1
 
@@ -107,7 +105,7 @@ class Draw:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each run. Metrics are those on test data where the task has any, else on validation data."""
-        rows = [self._row("ticket", 0, r.number, r.run) for r in self.rounds]
+        rows = [self._row("ticket", 0, r.number, r.run) | _spent(r) for r in self.rounds]
         rows += [self._row(c.arm, c.draw, c.round, c.run) for c in self.controls]
         return rows
 
@@ -118,7 +116,7 @@ class Draw:
             "arm": arm,
             "draw": draw,
             "round": number,
-            "density": run.mask.density,
+            "density": run.final_mask.density,
             "stop_step": run.summary["stop_step"],
             "stop_metric": run.metric("stop", judged),
             "end_metric": run.metric("end", judged),
@@ -201,34 +199,58 @@ def draw(
 def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     """A draw's recipe: the task's defaults, overridden by ``options``. ``InputError`` for what is wrong with them."""
     training = {**task.recipe.model_dump(), **_mapping(options.get("training"), "training")}
-    method = before_training(str(options.get("method", DrawRecipe.model_fields["method"].default)))
-    allocation = options.get("allocation") or (task.allocation if method is None else method.allocation)
+    method = get_method(str(options.get("method", DrawRecipe.model_fields["method"].default)))
+    allocation = options.get("allocation") or method.allocation or task.allocation
     defaults: dict[str, Any] = {"task": task.name, "allocation": allocation, "margin": task.margin}
-    defaults["unpruned"] = task.unpruned
+    defaults |= {"unpruned": task.unpruned, "survivors": method.survivors[0]}
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
-    if not any(options.get(ending) for ending in ("rounds", "density", "densities", "stop_at_margin")):
-        if method is None:
-            defaults["rounds"] = task.rounds
-        else:
-            defaults["densities"] = DIRECT
+    endings = [name for name in ("rounds", "density", "densities", "stop_at_margin") if options.get(name)]
+    if not endings:
+        defaults |= _ending(method, task)
     try:
         recipe = DrawRecipe.model_validate({**defaults, **options, "training": training})
     except ValidationError as error:
         raise InputError(explained(error)) from error
-    own = None if method is None else method.criterion
-    if own is not None and recipe.criterion != DrawRecipe.model_fields["criterion"].default:
+    _check(recipe)
+    return recipe
+
+
+def _ending(method: Method, task: Task) -> dict[str, Any]:
+    """Where a search ends that isn't told."""
+    if not method.straight:
+        return {"rounds": task.rounds}
+    return {"densities": method.densities} if method.densities else {"rounds": 1}
+
+
+def _check(recipe: DrawRecipe) -> None:
+    """``InputError`` for what doesn't go with the method."""
+    method, who = get_method(recipe.method), f"method {recipe.method!r}"
+    if method.criterion is not None and recipe.criterion != DrawRecipe.model_fields["criterion"].default:
         raise InputError(
-            f"method {recipe.method!r} goes by its own criterion, {own!r}, but criterion {recipe.criterion!r} is asked "
-            "for: method 'at_init' takes any"
+            f"{who} goes by its own criterion, {method.criterion!r}, but criterion {recipe.criterion!r} is asked for: "
+            f"method {'at_init' if method.prunes == 'before' else 'imp'!r} takes any"
         )
-    if method is not None and recipe.survivors != "reset":
+    if method.straight and not method.densities and (recipe.rounds != 1 or recipe.stop_at_margin):
+        raise InputError(f"{who} finds a density of its own: leave out density, densities, rounds and stop_at_margin")
+    if recipe.survivors not in method.survivors:
         raise InputError(
-            f"method {recipe.method!r} trains the weights that it scored, the initial ones, "
-            f"but survivors is {recipe.survivors!r}: leave it out"
+            f"{who} takes survivors {' or '.join(method.survivors)}, but survivors is {recipe.survivors!r}"
+        )
+    for name in recipe.settings:
+        if name not in method.settings:
+            known = ", ".join(method.settings) or "none"
+            raise InputError(f"{who} has no setting {name!r}, but these: {known}.{suggestion(name, method.settings)}")
+    if (recipe.update_every is not None or recipe.update_until is not None) and not method.updates:
+        raise InputError(f"{who} updates no mask during training: leave out update_every and update_until")
+    for name in ("updates", "until_settled", "score_density"):
+        if getattr(recipe.training, name) is not None:
+            raise InputError(f"training.{name} is the business of methods: leave it out, and name the method")
+    if recipe.training.trains != "weights":
+        raise InputError(
+            f"a draw trains weights, and methods know when not to, but trains is {recipe.training.trains!r}"
         )
     criterion(recipe.criterion)
-    return recipe
 
 
 def rounds(found: Draw) -> Iterator[Round]:
@@ -256,9 +278,9 @@ def masks(found: Draw) -> Iterator[Mask]:
 
     A method that prunes before training gives them without any; for another, the draw's rounds are carried out.
     """
-    untrained = before_training(found.recipe.method)
-    if untrained is not None:
-        yield from untrained.masks(_search(found))
+    method = get_method(found.recipe.method)
+    if method.prunes == "before":
+        yield from method.masks(_search(found))
         return
     for round in rounds(found):
         if round.number:
@@ -280,11 +302,21 @@ def _search(found: Draw) -> Search:
         strategy=recipe.strategy,
         unpruned=recipe.unpruned,
         scoring=Scoring(recipe.score_per_class, recipe.score_mode, recipe.score_rounds),
+        settings=recipe.settings,
+        update_every=recipe.update_every,
+        update_until=recipe.update_until,
     )
     net = found.lab.task.build(recipe.seed).to(recipe.training.device)
     whole = search.whole(net)
-    if before_training(recipe.method) is None:  # a criterion that fails does so before any training
-        score(net, recipe.criterion, mask=whole, initial=net.state_dict(), **search.for_gradients(recipe.criterion))
+    method = get_method(recipe.method)
+    if method.prunes == "after":  # a criterion that fails does so before any training
+        score(
+            net,
+            method.criterion or recipe.criterion,
+            mask=whole,
+            initial=net.state_dict(),
+            **search.for_gradients(recipe.criterion),
+        )
     ladder = densities(recipe, {name: tuple(t.shape) for name, t in whole.items()}, allocation)
     outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]
     if outside:
@@ -310,7 +342,7 @@ def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> lis
     """The ladder of densities of a recipe, dense left out. A geometric ladder to a density ends on it exactly."""
     if recipe.densities is not None:
         return list(recipe.densities)
-    if recipe.density is not None and before_training(recipe.method) is not None:
+    if recipe.density is not None and get_method(recipe.method).straight:
         return [recipe.density]
     if recipe.schedule != "geometric":
         return to_target(recipe.schedule, recipe.density or 0.0, recipe.rounds or 0)
@@ -364,6 +396,18 @@ def explained(error: ValidationError) -> str:
         )
         lines.append(f"{where}: {text}{given}" if where else text)
     return "; ".join(lines)
+
+
+def _spent(round: Round) -> dict[str, Any]:
+    """What a round cost: to find its mask, to train under it, to store what came of it."""
+    parts = [run.flops for run in round.search]
+    return {
+        "find_seconds": sum(run.seconds for run in round.search) + round.scoring.seconds,
+        "find_flops": None if None in parts else sum(filter(None, parts)) + round.scoring.flops,
+        "train_seconds": round.run.seconds,
+        "train_flops": round.run.flops,
+        "bytes": round.run.bytes,
+    }
 
 
 def _results(run: Run) -> dict[str, Any]:

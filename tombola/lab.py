@@ -31,7 +31,7 @@ from tombola.store import Claim, ClaimLost, RunRecord, Store
 from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
 from tombola.training.checkpoint import Keeper, Slot
-from tombola.training.loop import Outcome, Training, train
+from tombola.training.loop import Outcome, Training, train, training_cost
 
 POLL_SECONDS = 0.5
 
@@ -81,6 +81,23 @@ class Run:
         """Early-stop step, metrics there and at the end, seconds, engine."""
         return dict(self.record.summary)
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the processor worked on it, or that went by, in runs of versions that knew nothing else."""
+        return float(self.summary.get("processor_seconds", self.summary["seconds"]))
+
+    @cached_property
+    def flops(self) -> int | None:
+        """Operations of the training, those of kept weights alone; None where the shape of inputs can't be told."""
+        if "flops" in self.summary:
+            return int(self.summary["flops"])
+        return self.lab.training_flops(self)
+
+    @property
+    def bytes(self) -> int:
+        """The size of its result: the file of a ticket with its final mask and values."""
+        return len(self.lab.store.read(self.record, "final"))
+
     @cached_property
     def final(self) -> State:
         """The state_dict at the end."""
@@ -91,6 +108,13 @@ class Run:
         """One row for each evaluation: step, training loss since the last, validation loss and metrics."""
         lines = self.lab.store.read(self.record, "history").decode().splitlines()
         return [json.loads(line) for line in lines]
+
+    @cached_property
+    def final_mask(self) -> Mask:
+        """What is kept at the end: ``mask``, but where the training changed it."""
+        if self.recipe.updates is None and self.recipe.trains == "weights":
+            return self.mask
+        return Ticket.from_bytes(self.lab.store.read(self.record, "final")).mask
 
     def model(self) -> nn.Module:
         """A new net with the final values."""
@@ -169,11 +193,21 @@ class Wanted:
             place=place,
         )
 
+    def _blobs(self, outcome: Outcome) -> dict[str, bytes]:
+        blobs = {"final": Ticket(outcome.mask, outcome.final, {}).to_bytes()}
+        blobs["history"] = "".join(json.dumps(row) + "\n" for row in outcome.history).encode()
+        return blobs | {_kept(step): self.on_the_way(state) for step, state in outcome.kept.items()}
+
+    def on_the_way(self, state: State) -> bytes:
+        """A state that is kept, as a blob: under the mask of the start, where that holds all the time."""
+        whole = self.recipe.updates is not None or self.recipe.trains != "weights"
+        return Ticket(Mask({}) if whole else self.mask, state, {}).to_bytes()
+
     def finish(self, claim: Claim, outcome: Outcome) -> RunRecord | None:
         """Enter the result in the store; None where the claim was lost meanwhile to another process."""
         summary = {**outcome.summary, "versions": versions()}
         try:
-            record = claim.finish(summary, _blobs(outcome, self.mask), status=outcome.status)
+            record = claim.finish(summary, self._blobs(outcome), status=outcome.status)
         except ClaimLost:
             return None
         self.tell("done", row=summary)
@@ -248,6 +282,12 @@ class Lab:
     def steps_per_epoch(self, seed: int, recipe: Recipe) -> int:
         """Optimiser steps in one pass over the training data of a seed."""
         return recipe.steps_per_epoch(len(self.splits(seed).train))
+
+    def training_flops(self, run: Run) -> int | None:
+        """Operations of a training under one mask (see ``Run.flops``)."""
+        examples = run.summary["steps"] * min(run.recipe.batch, len(self.splits(run.seed).train))
+        found = training_cost(self.task.build(run.seed), run.mask, self.splits(run.seed).train)
+        return None if found is None else found.training_flops(examples)
 
     def _span(self, seed: int, recipe: Recipe) -> tuple[int, int]:
         """The first and the last step of a training, in the recipe's count."""
@@ -329,7 +369,7 @@ class Lab:
         outcome = again.train(None, plan, None if place is None else Place(*place))
         again.tell("done", row=outcome.summary)
         for step in steps:
-            self.store.attach(run.id, _kept(step), Ticket(run.mask, outcome.kept[step], {}).to_bytes())
+            self.store.attach(run.id, _kept(step), again.on_the_way(outcome.kept[step]))
         record = self.store.run(run.id)
         assert record is not None
         return record
@@ -361,10 +401,3 @@ def versions() -> dict[str, str]:
 
 def _kept(step: int) -> str:
     return f"at-{step}"
-
-
-def _blobs(outcome: Outcome, mask: Mask) -> dict[str, bytes]:
-    blobs = {"final": Ticket(mask, outcome.final, {}).to_bytes()}
-    blobs["history"] = "".join(json.dumps(row) + "\n" for row in outcome.history).encode()
-    blobs |= {_kept(step): Ticket(mask, state, {}).to_bytes() for step, state in outcome.kept.items()}
-    return blobs

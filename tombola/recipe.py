@@ -27,6 +27,30 @@ class Identified(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+class Updates(Identified):
+    """How the mask changes during a training (see ``tombola.updates``)."""
+
+    rule: str = Field(description="what updates the mask: set, rigl, dsr, deep_r, gradual")
+    every: Duration = Field(description="steps between two updates")
+    until: Duration = Field(description="no update from this step on")
+    settings: dict[str, float] = Field({}, description="numbers of the rule's own that differ from its defaults")
+    allocation: str | None = Field(None, description="how the rule's density is spread over layers, where it has one")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Updates:
+        if self.every.length == 0:
+            raise ValueError("every must be more than 0")
+        return self
+
+
+class Settled(Identified):
+    """When channel masks have settled: the newest is near the others among the last few (You et al. 2020)."""
+
+    density: Density = Field(description="share of the channels that the masks keep")
+    window: int = Field(5, ge=2, le=1000, description="epochs whose masks are compared")
+    distance: float = Field(0.1, ge=0, le=1, description="normalised Hamming distance that none may exceed")
+
+
 class Recipe(Identified):
     """How a net is trained. Durations are steps (``50000it``) or epochs (``160ep``).
 
@@ -57,6 +81,22 @@ class Recipe(Identified):
     engine: Literal["auto", "masked", "compact", "sparse"] = Field("auto", description="how a masked net is executed")
     threads: int = Field(1, gt=0, le=1024, description="torch threads; small nets want one, and one process a core")
     device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...", pattern=r"^(cpu|cuda(:\d+)?|mps)$")
+    trains: Literal["weights", "top_scores", "scores", "centroids"] = Field(
+        "weights",
+        description="what training changes: weights; values that weights share (centroids); scores of fixed weights, "
+        "of which the top ones are in the net (top_scores), or each by chance (scores)",
+    )
+    score_density: float | None = Field(
+        None, gt=0, lt=1, description="share of each layer's weights in the net (top_scores)"
+    )
+    scale_l1: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="factor of an L1 penalty on the scales of batch normalisation"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of training: bfloat16 is automatic mixed precision with float32 weights"
+    )
+    updates: Updates | None = Field(None, description="how the mask changes during the training; default: not at all")
+    until_settled: Settled | None = Field(None, description="end the training when channel masks have settled")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -68,6 +108,12 @@ class Recipe(Identified):
             raise ValueError("lr_schedule 'steps' and milestones go together: give both or neither")
         if self.evaluate_every.length == 0 or self.steps.length == 0:
             raise ValueError("steps and evaluate_every must be more than 0")
+        if (self.trains == "top_scores") != (self.score_density is not None):
+            raise ValueError("trains 'top_scores' and score_density go together: give both or neither")
+        if self.scale_l1 and self.trains in ("scores", "top_scores"):
+            raise ValueError(f"scale_l1 needs scales that are trained, but with trains {self.trains!r} they stay fixed")
+        if self.updates is not None and self.trains != "weights":
+            raise ValueError(f"updates of the mask need trains 'weights', but trains is {self.trains!r}")
         return self
 
     def steps_per_epoch(self, examples: int) -> int:
@@ -131,13 +177,21 @@ class DrawRecipe(Identified):
     score_rounds: int | None = Field(
         None, gt=0, le=100_000, description="rounds of scoring at initialisation; default: the method's own"
     )
-    survivors: Literal["reset", "rewind", "lr-rewind", "fine-tune"] = Field(
-        "reset", description="what surviving weights train from: initial, early (back_to) or final values"
+    survivors: Literal["reset", "rewind", "lr-rewind", "fine-tune", "keep", "continue"] = Field(
+        "reset",
+        description="what surviving weights train from: initial, early (back_to) or final values; keep: no training",
     )
     back_to: Duration = Field(
         Duration(0), description="rewind: step whose values return; lr-rewind: step from which the schedule is replayed"
     )
     fine_tune: Duration | None = Field(None, description="length of fine-tuning; default: as long as the training")
+    update_every: Duration | None = Field(
+        None, description="steps between two updates of the mask, of methods that prune during training"
+    )
+    update_until: Duration | None = Field(None, description="step from which such methods leave the mask as it is")
+    settings: dict[str, float] = Field(
+        {}, description="numbers of the method's own, e.g. fraction=0.5; see --list-methods"
+    )
     strategy: Literal[1, 2] = Field(
         1, description="1: reset before each search round; 2: search rounds go on from trained values"
     )

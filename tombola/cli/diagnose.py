@@ -10,6 +10,7 @@ VERBS = {
     "layers": "Show what each layer keeps, by method.",
     "collapse": "Find at which compression a method empties a layer.",
     "masks": "Compare masks: between rounds, seeds, methods or tickets.",
+    "settling": "Watch when the channel masks of a net stop changing.",
     "cost": "Count parameters, operations and bytes, layer by layer.",
     "gradients": "Follow the gradient flow of nets while they train.",
     "instability": "Measure whether two trainings of a net part ways.",

@@ -36,6 +36,7 @@ _DEFAULTS = {
     "relative_rates": "the task's",
     "unpruned": "the task's",
     "margin": "the task's",
+    "survivors": "the method's: reset, where it isn't told",
 }
 _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
 
@@ -44,7 +45,7 @@ _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
 @click.argument("task", required=False)
 @seeds_option(SEARCH)
 @recipe_options(DrawRecipe, section=SEARCH, defaults=_DEFAULTS, skip=("task", "seed", "training"))
-@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start",))
+@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", "trains", "score_density"))
 @path_option(
     *("--recipe", "recipe_path"),
     section=RUNNING,

@@ -129,12 +129,18 @@ def recipe_options(
 
     def add(function: Function) -> Function:
         for name, field in reversed(model.model_fields.items()):
-            if name not in skip:
+            if name not in skip and not _is_model(field):
                 default = defaults if isinstance(defaults, str) else defaults.get(name, "")
                 function = _option(model, name, field, section, default)(function)
         return function
 
     return add
+
+
+def _is_model(field: FieldInfo) -> bool:
+    """Whether a field is a recipe in itself, which has no flag."""
+    kind = _without_none(field.annotation)
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _option(model: type[BaseModel], name: str, field: FieldInfo, section: str, default: str) -> Any:

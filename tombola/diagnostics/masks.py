@@ -10,7 +10,7 @@ from tombola.draws import Draw, masks
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab
 from tombola.mask import Mask
-from tombola.methods import METHODS, Search, before_training
+from tombola.methods import METHODS, Search, get_method
 from tombola.recipe import DrawRecipe
 
 
@@ -27,7 +27,7 @@ class FoundMask:
 
 def untrained(method: str) -> bool:
     """Whether a method finds its masks before any training. ``InputError`` for an unknown one."""
-    return before_training(method) is not None
+    return get_method(method).prunes == "before"
 
 
 def check_untrained(method: str) -> None:
@@ -51,14 +51,14 @@ def masks_of(lab: Lab, recipe: DrawRecipe) -> Iterator[FoundMask]:
 def masks_at(lab: Lab, recipe: DrawRecipe, densities: Sequence[float]) -> Iterator[FoundMask]:
     """A method's mask at each density (0 to 1, both excluded), from the densest on.
 
-    The masks are those of draws with the rest of ``recipe``. IMP's rounds build on each other, so each density has a
+    The masks are those of draws with the rest of ``recipe``. Where rounds build on each other, as IMP's do, each density has a
     draw of its own, whose ladder ends there; the rounds above are shared through the store. All other methods go to
     each density straight, in one draw.
 
     Raises ``TombolaError`` where a net diverges and its search ends before a density.
     """
     ladder = sorted(set(densities), reverse=True)
-    if recipe.method != "imp":
+    if not get_method(recipe.method).cumulative:
         found = masks_of(lab, _changed(recipe, densities=ladder))
         for density, one in zip(ladder, found, strict=True):
             yield FoundMask(one.method, one.seed, one.round, density, one.mask)

@@ -13,8 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tombola.engines.centroids import CentroidSession
 from tombola.engines.compact import CompactSession
 from tombola.engines.masked import MaskedSession
+from tombola.engines.scores import ScoreSession
 from tombola.engines.tracing import UnsupportedError
 from tombola.errors import InputError, suggestion
 from tombola.mask import Mask
@@ -36,12 +38,28 @@ class Session(Protocol):
         ...
 
     @property
+    def mask(self) -> Mask:
+        """What is kept, whenever no stretch is running."""
+        ...
+
+    @property
     def layers(self) -> Mapping[str, str]:
         """By layer, how the engine carries it out, for people; empty where there is nothing to tell."""
         ...
 
     def stretch(self, steps: int) -> float:
         """Train for that many steps and return the mean training loss over their examples (NaN when it diverged)."""
+        ...
+
+    def remask(self, mask: Mask, values: Mapping[str, Tensor] | None = None) -> None:
+        """Go on under another mask of the same parameters; ``values`` are tensors of those that take on others.
+
+        What the mask prunes is 0 from now on, and what is 0 begins anew: its moments are 0 too.
+        """
+        ...
+
+    def skip(self) -> None:
+        """Go past a step without training."""
         ...
 
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
@@ -76,7 +94,20 @@ def _sparse(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: R
     return SparseSession(model, mask, task, train, recipe, seed)
 
 
-ENGINES: dict[str, Open] = {"masked": MaskedSession, "compact": CompactSession, "sparse": _sparse}
+SESSIONS: dict[str, Open] = {
+    "weights": MaskedSession,
+    "scores": ScoreSession,
+    "top_scores": ScoreSession,
+    "centroids": CentroidSession,
+}
+"""By what a recipe trains, the masked engine's session for it."""
+
+
+def _masked(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> Session:
+    return SESSIONS[recipe.trains](model, mask, task, train, recipe, seed)
+
+
+ENGINES: dict[str, Open] = {"masked": _masked, "compact": CompactSession, "sparse": _sparse}
 
 
 def check_device(recipe: Recipe) -> None:

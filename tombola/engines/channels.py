@@ -115,11 +115,28 @@ class Depthwise(Weighted):
 
 
 class Normalised(Channelwise):
-    """Batch normalisation. Nothing that learns or moves with the data is known, so in training nothing is."""
+    """Batch normalisation. What learns or moves with the data isn't known: in training only the ``silent`` channels,
+    whose scale and shift are pruned. These are 0 for ever, and aren't computed: whoever takes them is given zeros. In a
+    frozen net they cost nothing once they are folded into the layer before."""
 
-    def __init__(self, sources: Sequence[fx.Node], widths: Mapping[fx.Node, int], module: Any, frozen: bool) -> None:
+    def __init__(
+        self, sources: Sequence[fx.Node], widths: Mapping[fx.Node, int], module: Any, silent: Tensor, frozen: bool
+    ) -> None:
         super().__init__(sources, widths, int(module.num_features), self._normalise)
-        self.module, self.frozen = module, frozen
+        self.module, self.silent, self.frozen = module, silent, frozen
+
+    def known(self, inputs: list[Tensor]) -> Tensor:
+        """0 where a channel is silent; in a frozen net also what a constant is normalised to."""
+        return torch.where(self.silent, 0.0, super().known(inputs))
+
+    def requires(self, needed: Tensor, known: list[Tensor]) -> list[Tensor | None]:
+        """The same channels, but for the silent ones."""
+        return [needed if self.frozen else needed & ~self.silent]
+
+    def delivers(self, needed: Tensor, required: list[Tensor | None]) -> Tensor:
+        """What it takes."""
+        assert required[0] is not None
+        return required[0]
 
     def _normalise(self, value: Tensor) -> Tensor:
         if not self.frozen or self.module.running_mean is None:

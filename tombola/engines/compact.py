@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tombola.engines.compaction import compact
 from tombola.engines.evaluation import evaluate
-from tombola.engines.masked import MaskedSession, optimizer_over, set_rate
+from tombola.engines.masked import MaskedSession, batch_norm_scales, optimizer_over, set_rate
 from tombola.engines.tracing import UnsupportedError, trace
 from tombola.mask import Mask
 from tombola.recipe import Recipe
@@ -33,21 +33,30 @@ def supports(model: nn.Module, task: Task, train: Examples) -> str | None:
 
 
 class CompactSession:
-    """One training of the compacted net. What was dropped still decays, where the recipe has weight decay.
+    """One training of the compacted net. What was dropped still decays, where the recipe has weight decay, and dropped
+    scales of batch normalisation still shrink, where it penalises them.
 
     Raises ``UnsupportedError`` where ``supports`` gives a reason.
     """
 
     def __init__(self, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> None:
+        if recipe.trains != "weights":
+            raise UnsupportedError(f"it trains weights, but the recipe trains {recipe.trains!r}")
+        if recipe.updates is not None:
+            raise UnsupportedError("the mask is updated during training, and what is dead now may come alive")
         self._model, self._stale = model.to(recipe.device), False
+        self.mask = mask
         mask.apply_(model)
         look = _look(model, task, train)
         self._compaction = compact(model, mask, look.inputs)
         self._inner = MaskedSession(self._compaction.model, self._compaction.mask, task, train, recipe, seed)
         self._task, self._recipe = task, recipe
-        # Dead entries get gradients of 0: without weight decay no optimiser moves them.
-        dropped = self._compaction.dropped(model.state_dict()) if recipe.weight_decay else {}
+        # Dead entries get gradients of 0: without weight decay or a penalty no optimiser moves them.
+        moved = bool(recipe.weight_decay or recipe.scale_l1)
+        dropped = self._compaction.dropped(model.state_dict()) if moved else {}
         self._dropped = {name: nn.Parameter(values) for name, values in dropped.items() if name in look.learning}
+        scales = batch_norm_scales(model) if recipe.scale_l1 else {}
+        self._scales = [values for name, values in self._dropped.items() if name in scales]
         for values in self._dropped.values():
             values.grad = torch.zeros_like(values)
         self._decay = optimizer_over(self._dropped.values(), recipe) if self._dropped else None
@@ -89,9 +98,19 @@ class CompactSession:
         if self._decay is not None:
             for step in range(first, self.step):
                 set_rate(self._decay, self._recipe.lr_at(step, self._inner.steps_per_epoch))
+                for scale in self._scales:
+                    scale.grad = self._recipe.scale_l1 * scale.detach().sign()
                 self._decay.step()
         self._stale = True
         return loss
+
+    def remask(self, mask: Mask, values: Mapping[str, Tensor] | None = None) -> None:
+        """Not on this engine, which has removed what another mask may keep."""
+        raise UnsupportedError("a compact net has one mask for good")
+
+    def skip(self) -> None:
+        """Go past a step without training."""
+        self._inner.skip()
 
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """The task's loss and metrics over all examples, with the current weights or with another state_dict."""

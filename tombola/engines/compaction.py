@@ -40,6 +40,25 @@ class Select(nn.Module):
         return x.index_select(1, self.index)
 
 
+class Spread(nn.Module):
+    """Takes some channels (dimension 1) of its input to some of ``width``; the others are 0."""
+
+    index: Tensor
+    places: Tensor
+    is_one_operation = True
+
+    def __init__(self, index: Tensor, places: Tensor, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The channels of ``x`` that ``index`` names, at ``places``."""
+        wide = x.new_zeros(x.shape[0], self.width, *x.shape[2:])
+        return wide.index_copy(1, self.places, x.index_select(1, self.index))
+
+
 @dataclass(frozen=True)
 class Compaction:
     """A smaller net that computes the same, and the way between the two.
@@ -50,8 +69,9 @@ class Compaction:
     """
 
     model: fx.GraphModule
-    """The smaller net: fresh copies of the modules under their own names, and ``select_...`` where channels are cut.
-    For inputs of the example's shape, whatever the size of the batch."""
+    """The smaller net: fresh copies of the modules under their own names, ``select_...`` where channels are cut, and
+    ``spread_...`` where channels that are 0 are missing. For inputs of the example's shape, whatever the size of the
+    batch."""
     mask: Mask
     """Which of its weights are kept."""
     kept: dict[str, Kept]
@@ -185,18 +205,22 @@ def _fold_constants(rule: Weighted, known: Tensor, columns: Tensor) -> None:
 
 
 def _insert_selects(module: fx.GraphModule, live: Liveness) -> None:
-    """Take from each value what its user asks for, where that is less than there is; equal selections are shared."""
+    """Take from each value what its user asks for, where that isn't what there is; equal selections are shared.
+
+    What is asked for and isn't there is 0: see ``Normalised``.
+    """
     made: dict[tuple[fx.Node, bytes], fx.Node] = {}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     position = {node: number for number, node in enumerate(module.graph.nodes)}
     for (node, source), part in sorted(live.required.items(), key=lambda edge: position[edge[0][0]]):
         if part is None or not len(part) or torch.equal(part, live.delivered[source]):
             continue
-        key = (source, part.numpy().tobytes())
+        key, there = (source, part.numpy().tobytes()), live.delivered[source]
         if key not in made:
-            index = part[live.delivered[source]].nonzero().flatten()
-            name = _free_name(module, f"select_{source.name}")
-            module.add_submodule(name, Select(index.to(device)))
+            index, places = (value.nonzero().flatten().to(device) for value in (part[there], there[part]))
+            missing = len(places) < int(part.sum())
+            name = _free_name(module, f"{'spread' if missing else 'select'}_{source.name}")
+            module.add_submodule(name, Spread(index, places, int(part.sum())) if missing else Select(index))
             with module.graph.inserting_before(node):
                 made[key] = module.graph.call_module(name, (source,))
         node.replace_input_with(source, made[key])

@@ -1,9 +1,9 @@
 """Which channels of a masked net matter: liveness along dimension 1 of every value of its graph.
 
 A channel is *needed* where a kept way leads from it to the output, or where an operation ties it to one that is. It is
-*known* where it can be nothing but one constant: in training exactly 0 for ever (no bias, no live input), in a frozen
-net any number; a layer can do without the known among its inputs. Known flows forwards and asks nothing of needed,
-which flows backwards: one pass each is all there is.
+*known* where it can be nothing but one constant: in training exactly 0 for ever (no bias, no live input; or batch
+normalisation with scale and shift pruned), in a frozen net any number; a layer can do without the known among its
+inputs. Known flows forwards and asks nothing of needed, which flows backwards: one pass each is all there is.
 
 Every operation has a rule. What no rule knows is opaque: it needs all channels of its inputs and delivers all.
 """
@@ -73,11 +73,12 @@ class Liveness:
     """What a user (first) takes of a source (second); None: whatever there is."""
 
 
-def analyse(traced: Traced, mask: Mask, frozen: bool) -> Liveness:
+def analyse(traced: Traced, mask: Mask, frozen: bool, *, spare: bool = True) -> Liveness:
     """Liveness of a traced net under a mask. ``frozen``: nothing learns any more and batch statistics are fixed.
 
-    Whatever is asked of a value, at least one channel of it stays, as torch's layers want.
+    Whatever is asked of a value, at least one channel of it stays, as torch's layers want, unless ``spare`` is False.
     """
+    some = _some if spare else _as_it_is
     nodes = list(traced.module.graph.nodes)
     widths = {node: shape[1] for node, shape in traced.shapes.items() if len(shape) > 1}
     choose = _Choice(traced, mask, frozen, widths)
@@ -91,8 +92,8 @@ def analyse(traced: Traced, mask: Mask, frozen: bool) -> Liveness:
     delivered: dict[fx.Node, Tensor] = {}
     required: dict[tuple[fx.Node, fx.Node], Tensor | None] = {}
     for node, rule in reversed(rules.items()):
-        wanted = _some(needed[node])
-        asked = [_some(part) for part in rule.requires(wanted, [known[source] for source in rule.sources])]
+        wanted = some(needed[node])
+        asked = [some(part) for part in rule.requires(wanted, [known[source] for source in rule.sources])]
         delivered[node] = rule.delivers(wanted, asked)
         for source, part in zip(rule.sources, asked, strict=True):
             required[node, source] = part
@@ -145,7 +146,7 @@ class _Choice:
                 return Depthwise(sources, self.widths, module, kept, self.frozen)
             return None
         if kind in BatchNorm:
-            return Normalised(sources, self.widths, module, self.frozen)
+            return Normalised(sources, self.widths, module, self._silent(name, module), self.frozen)
         if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             return Flattened(sources, self.widths, prod(self.shapes[sources[0]][2:]))
         if kind in (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
@@ -158,6 +159,15 @@ class _Choice:
         if kind in _MAX_POOLS and rank == _MAX_POOLS[kind]:
             return Channelwise(sources, self.widths, width, unchanged)
         return None
+
+    def _silent(self, name: str, module: Any) -> Tensor:
+        """The channels of a batch normalisation that the mask makes 0: both what scales and what shifts is pruned."""
+        silent = torch.full((module.num_features,), module.weight is not None)
+        for leaf in ("weight", "bias"):
+            if getattr(module, leaf) is not None:
+                kept = self.mask.get(f"{name}.{leaf}")
+                silent &= torch.zeros_like(silent) if kept is None else ~kept
+        return silent
 
     def _of_function(self, node: fx.Node) -> Rule | None:
         sources, target, width = node.all_input_nodes, node.target, self.widths[node]
@@ -208,6 +218,10 @@ def _some(channels: Channels) -> Channels:
     if channels is not None and len(channels) and not bool(channels.any()):
         channels = channels.clone()
         channels[0] = True
+    return channels
+
+
+def _as_it_is(channels: Channels) -> Channels:
     return channels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from tombola.errors import TombolaError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.seeds import stream, stream_seed
-from tombola.tasks.task import Examples, Task
+from tombola.tasks.task import Examples, Loss, Task
 
 
 class MaskedSession:
@@ -28,22 +29,33 @@ class MaskedSession:
     def __init__(self, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> None:
         self.model = model.to(recipe.device)
         self.task, self.recipe, self.seed, self.train = task, recipe, seed, train
-        mask.apply_(model)
-        covered = mask.parameters(model)
-        self._pruned = {name: p for name, p in covered.items() if not bool(mask[name].all())}
-        self._weights = list(self._pruned.values())
-        # A product with 0 and 1 is far faster than a masked fill; infinities, which it makes NaN, end the run anyway.
-        self._keep = [mask[name].to(p.device, p.dtype) for name, p in self._pruned.items()]
+        self._cover(mask)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._trained: dict[str, Tensor] = dict(self.model.named_parameters())
         self.optimizer = make_optimizer(self.model, recipe)
+        self._loss = loss_in_precision(task, recipe)
+        self._scales = batch_norm_scales(self.model) if recipe.scale_l1 else {}
         self.steps_per_epoch = recipe.steps_per_epoch(len(train))
         self.step = recipe.start.steps(self.steps_per_epoch)
         self._noise = stream_seed(seed, "noise")
         self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
-        on_cuda = torch.device(recipe.device).type == "cuda"
-        self._graph = StepGraph(min(recipe.batch, len(train))) if on_cuda else None
+        self._graph = self._new_graph()
 
     layers: Mapping[str, str] = {}
+
+    def _cover(self, mask: Mask) -> None:
+        """Prune by a mask from now on."""
+        self.mask = mask
+        mask.apply_(self.model)
+        covered = mask.parameters(self.model)
+        self._pruned = {name: p for name, p in covered.items() if not bool(mask[name].all())}
+        self._weights = list(self._pruned.values())
+        # A product with 0 and 1 is far faster than a masked fill; infinities, which it makes NaN, end the run anyway.
+        self._keep = [mask[name].to(p.device, p.dtype) for name, p in self._pruned.items()]
+
+    def _new_graph(self) -> StepGraph | None:
+        on_cuda = torch.device(self.recipe.device).type == "cuda"
+        return StepGraph(min(self.recipe.batch, len(self.train))) if on_cuda else None
 
     @property
     def note(self) -> str:
@@ -69,6 +81,27 @@ class MaskedSession:
         self._check_zeros()
         return float(total) / max(seen, 1)
 
+    @torch.no_grad()
+    def remask(self, mask: Mask, values: Mapping[str, Tensor] | None = None) -> None:
+        """Go on under another mask of the same parameters.
+
+        ``values`` are whole tensors of parameters that take on others. What the mask prunes is 0 from now on, and what
+        is 0 begins anew: its moments are 0 too.
+        """
+        parameters = mask.parameters(self.model)
+        for name, value in (values or {}).items():
+            parameters[name].copy_(value)
+        self._cover(mask)
+        for parameter in parameters.values():
+            for moment in self.optimizer.state.get(parameter, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    moment.masked_fill_(parameter == 0, 0.0)
+        self._graph = self._new_graph()  # a recorded step has the old mask in it
+
+    def skip(self) -> None:
+        """Go past a step without training."""
+        self.step += 1
+
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """The task's loss and metrics over all examples, with the current weights or with another state_dict."""
         return evaluate(self.task, self.model, data, state)
@@ -79,14 +112,22 @@ class MaskedSession:
         return self._train_on(batch), size_of(batch)
 
     def _train_on(self, batch: object) -> Tensor:
-        loss = self.task.loss(self.model, batch)
+        loss = self._backward(batch)
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, batch: object) -> Tensor:
+        """The loss of a batch; what is kept has its gradient, the penalty's included, and what is pruned has 0."""
+        loss = self._loss(self.model, batch)
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [(w.grad, keep) for w, keep in zip(self._weights, self._keep, strict=True) if w.grad is not None]
         if gradients:
             torch._foreach_mul_([g for g, _ in gradients], [keep for _, keep in gradients])
-        self.optimizer.step()
+        for scale in self._scales.values():
+            if scale.grad is not None:
+                scale.grad.add_(scale.detach().sign(), alpha=self.recipe.scale_l1)
         return loss.detach()
 
     def _index(self, step: int) -> Tensor:
@@ -116,7 +157,7 @@ class MaskedSession:
         """The optimiser's tensors."""
         return {
             f"optimizer.{name}.{key}": value
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self._trained.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
@@ -133,7 +174,7 @@ class MaskedSession:
         moments = self._moments()
         for name, moment in moments.items():
             moment.copy_(state[name]) if name in state else moment.zero_()
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._trained.items():
             prefix = f"optimizer.{name}."
             for key, value in state.items():
                 if key.startswith(prefix) and key not in moments:
@@ -159,6 +200,29 @@ def epoch_order(seed: int, epoch: int, train: Examples, draw: int = 0) -> Tensor
     order = torch.randperm(len(train), generator=stream(seed, "order", *names))
     vary: Callable[[Tensor, torch.Generator], Tensor] | None = getattr(train, "vary", None)
     return order if vary is None else vary(order, stream(seed, "augment", *names))
+
+
+def loss_in_precision(task: Task, recipe: Recipe) -> Loss:
+    """The task's loss as training computes it: under autocast where the recipe's precision is ``bfloat16``.
+
+    Weights, their gradients and the optimiser's state stay what they are.
+    """
+    if recipe.precision == "float32":
+        return task.loss
+    cast = torch.autocast(torch.device(recipe.device).type, dtype=torch.bfloat16)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with cast:
+            return task.loss(model, batch)
+
+    return loss
+
+
+def batch_norm_scales(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained scales (weights) of batch normalisation, which ``scale_l1`` penalises, by name."""
+    kind = nn.modules.batchnorm._BatchNorm
+    scales = {id(module.weight) for module in model.modules() if isinstance(module, kind)}
+    return {name: p for name, p in model.named_parameters() if id(p) in scales and p.requires_grad}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

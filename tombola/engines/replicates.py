@@ -55,8 +55,9 @@ class ReplicatedSession:
         recipe: Recipe,
         seeds: Sequence[int],
     ) -> None:
+        _check_recipe(recipe)
         self.train = list(train) if isinstance(train, (list, tuple)) else [train] * len(models)
-        self.task, self.recipe, self.seeds = task, recipe, tuple(seeds)
+        self.task, self.recipe, self.seeds, self.masks = task, recipe, tuple(seeds), tuple(masks)
         self.models = [model.to(recipe.device).train() for model in models]
         _check_alike(self.models, masks, self.train, self.seeds)
         for model, mask in zip(self.models, masks, strict=True):
@@ -235,6 +236,11 @@ class Replicate:
         """The number of the next step in the recipe's schedule and data order."""
         return self._session.step
 
+    @property
+    def mask(self) -> Mask:
+        """What is kept."""
+        return self._session.masks[self._number]
+
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """The task's loss and metrics over all examples, with the current weights or with another state_dict."""
         return evaluate(self._session.task, self.model, data, state)
@@ -253,6 +259,16 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self._loss(self.model, batch)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    plain = Recipe()
+    for name in ("trains", "scale_l1", "precision"):
+        if (value := getattr(recipe, name)) != getattr(plain, name):
+            raise InputError(
+                f"nets trained in one pass have {name} {getattr(plain, name)!r}, but the recipe's is {value!r}: "
+                "train them one by one"
+            )
 
 
 def _check_alike(

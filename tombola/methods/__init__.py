@@ -1,19 +1,73 @@
-"""Methods: ways to find a ticket. Each is a generator of rounds; a new one is one function and one line here."""
+"""Methods: ways to find a ticket. Each gives rounds, a mask and the net trained under it; a new one is one small file
+and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 from tombola.errors import InputError, suggestion
 from tombola.methods.at_init import AtInit
-from tombola.methods.base import Round, Search
-from tombola.methods.imp import imp
-from tombola.methods.one_shot import one_shot
+from tombola.methods.base import Method, Round, Search
+from tombola.methods.deep_compression import DeepCompression
+from tombola.methods.during import During
+from tombola.methods.early_bird import EarlyBird
+from tombola.methods.iterative import Iterative
+from tombola.methods.one_shot import OneShot
+from tombola.methods.supermask import Supermask
+from tombola.updates.registry import RULES
 
-Method = Callable[[Search], Iterator[Round]]
+
+def _during(rule: str) -> During:
+    return During(RULES[rule].description, allocation=RULES[rule].allocation, rule=rule)
+
+
+_TUNED = ("fine-tune", "lr-rewind", "reset", "rewind")
+
 METHODS: dict[str, Method] = {
-    "imp": imp,
-    "one_shot": one_shot,
+    "imp": Iterative("Train, prune the lowest, give the survivors back their values, and again."),
+    "one_shot": OneShot("Train the dense net once; prune it to each density at one go."),
+    "lr_rewind": Iterative(
+        "Prune and replay the learning rates on final values (Renda et al. 2020).", survivors=("lr-rewind",)
+    ),
+    "han": Iterative(
+        "Prune by standard deviations of each layer and fine-tune, in rounds (Han et al. 2015).",
+        criterion="scaled_magnitude",
+        allocation="global",
+        survivors=("fine-tune",),
+    ),
+    "obd": Iterative(
+        "Prune by second derivatives and fine-tune (LeCun et al. 1990).", "obd", "global", _TUNED, straight=True
+    ),
+    "obs": Iterative(
+        "Prune and compensate, layer by layer, and fine-tune (Hassibi & Stork 1993; Dong et al. 2017).",
+        *("obs", "layerwise", _TUNED),
+        straight=True,
+    ),
+    "mlprune": Iterative(
+        "Prune by Kronecker-factored Fisher information and fine-tune (Zeng & Urtasun 2019).",
+        *("mlprune", "global", _TUNED),
+        straight=True,
+    ),
+    "deep_compression": DeepCompression(
+        "Prune as han, share values, tune what they share (Han et al. 2016).",
+        criterion="scaled_magnitude",
+        allocation="global",
+        survivors=("fine-tune",),
+    ),
+    "early_bird": EarlyBird("Channels that settle early in training, cut away (You et al. 2020)."),
+    "gradual": _during("gradual"),
+    "set": _during("set"),
+    "dsr": _during("dsr"),
+    "deep_r": _during("deep_r"),
+    "rigl": _during("rigl"),
+    "supermask": Supermask(
+        "Weights stay untrained, probabilities to keep them are trained (Zhou et al. 2019).",
+        densities=(),
+        rates={"lr": 100.0, "momentum": 0.9, "weight_decay": 0.0},
+    ),
+    "edge_popup": Supermask(
+        "Weights stay untrained, the best scores choose a share of each layer (Ramanujan et al. 2020).",
+        trains="top_scores",
+        rates={"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+    ),
     "snip": AtInit("Before training, by |w dL/dw| (Lee et al. 2019).", "snip"),
     "iterative_snip": AtInit("SNIP in 100 rounds; what is pruned stays so (de Jorge et al. 2021).", "snip", rounds=100),
     "force": AtInit("SNIP in 100 rounds; what is pruned may come back (de Jorge et al. 2021).", "force"),
@@ -34,10 +88,4 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def before_training(name: str) -> AtInit | None:
-    """The method of that name where it finds its masks before any training, else None."""
-    method = get_method(name)
-    return method if isinstance(method, AtInit) else None
-
-
-__all__ = ["METHODS", "AtInit", "Method", "Round", "Search", "before_training", "get_method", "imp", "one_shot"]
+__all__ = ["METHODS", "AtInit", "Method", "Round", "Search", "get_method"]

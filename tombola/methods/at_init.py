@@ -4,40 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tombola.at_init import prune_at_init
 from tombola.mask import Mask
-from tombola.methods.base import Round, Search
+from tombola.methods.base import Method, Round, Search, Work, measured
 from tombola.seeds import stream
 
 
 @dataclass(frozen=True)
-class AtInit:
+class AtInit(Method):
     """Prune the untrained net, at each density anew from the whole of it, and train what is left.
 
-    The scores are those of the very weights that are then trained. ``criterion`` None is the one the search names;
-    ``rounds`` None is the criterion's own number. Round 0 is the dense net, trained to compare with.
+    The scores are those of the very weights that are then trained. ``rounds`` None is the criterion's own number.
     """
 
-    description: str
-    criterion: str | None = None
+    allocation: str | None = "global"
+    survivors: tuple[str, ...] = ("reset",)
+    straight: bool = True
     rounds: int | None = None
-    allocation: str = "global"
-    """The default of its draws."""
+
+    prunes: ClassVar = "before"
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds. Every mask is found before anything is trained, so that a net that can't be scored costs
         nothing."""
-        masks = list(self.masks(search))
+        found = list(self._masks(search))
         dense = search.dense()
         yield Round(0, dense.mask, dense.start, dense)
-        for number, mask in enumerate(masks, start=1):
-            values, run = search.survivors.train(search.lab, dense, dense, mask)
-            yield Round(number, mask, values, run)
+        for number, (mask, work) in enumerate(found, start=1):
+            values, run = search.survivors.train(search.lab, dense, dense.final, mask)
+            yield Round(number, mask, values, run, scoring=work)
 
     def masks(self, search: Search) -> Iterator[Mask]:
         """The mask of each density in turn, found without any training."""
-        return (self._mask(search, density, number) for number, density in enumerate(search.densities, start=1))
+        return (mask for mask, _ in self._masks(search))
+
+    def _masks(self, search: Search) -> Iterator[tuple[Mask, Work]]:
+        for number, density in enumerate(search.densities, start=1):
+            with measured() as work:
+                mask = self._mask(search, density, number)
+            yield mask, work
 
     def _mask(self, search: Search, density: float, number: int) -> Mask:
         model = search.lab.task.build(search.seed).to(search.lab.recipe.device)

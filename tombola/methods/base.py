@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tombola.batches import moved
-from tombola.criteria import Criterion, criterion, score, traits
+from tombola.criteria import Criterion, compensated, criterion, score, traits
 from tombola.durations import Duration
 from tombola.errors import InputError
 from tombola.lab import Lab, Run
@@ -25,6 +28,46 @@ from tombola.tasks.task import State
 ZERO = Duration(0)
 MOST_SCORED = 250
 """Examples that are scored at once."""
+STRAIGHT = (0.1, 0.05, 0.02, 0.01)
+"""The densities of a method without a ladder, where none are asked for."""
+SURVIVORS = ("reset", "rewind", "lr-rewind", "fine-tune")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to find a ticket, with the defaults of its draws.
+
+    ``criterion`` is the one it goes by, None for the one that the search names; ``allocation`` None is the task's.
+    ``survivors`` are the kinds it can train from, the first by default. A ``straight`` method goes to the densities
+    asked for, ``densities`` by default (none where it finds its own); another goes down a ladder to them.
+    """
+
+    description: str
+    criterion: str | None = None
+    allocation: str | None = None
+    survivors: tuple[str, ...] = SURVIVORS
+    straight: bool = False
+    densities: tuple[float, ...] = STRAIGHT
+
+    prunes: ClassVar[Literal["before", "during", "after"]] = "after"
+    """When it prunes, seen from the training."""
+    cumulative: ClassVar[bool] = False
+    """Whether a round prunes what the one before has left."""
+    updates: ClassVar[bool] = False
+    """Whether the mask is updated during training."""
+
+    @property
+    def settings(self) -> Mapping[str, float]:
+        """Numbers of the method's own, with their defaults; NaN for one that must be given."""
+        return {}
+
+    def __call__(self, search: Search) -> Iterator[Round]:
+        """The rounds; round 0 is the dense net."""
+        raise NotImplementedError
+
+    def masks(self, search: Search) -> Iterator[Mask]:
+        """The mask of each round but the dense one; a method that prunes before training gives them without any."""
+        return (round.mask for round in self(search) if round.number)
 
 
 @dataclass(frozen=True)
@@ -38,6 +81,8 @@ class Survivors:
     rewind      at step ``back_to``              from ``back_to`` on (Frankle et al. 2020)
     lr-rewind   final                            from ``back_to`` on (Renda et al. 2020)
     fine-tune   final                            ``length`` steps at the last learning rate (Han et al. 2015)
+    keep        final                            none: the net is judged as it is
+    continue    those it was pruned with         the rest of it (You et al. 2020)
     =========== ================================ ==========================================================
     """
 
@@ -45,10 +90,11 @@ class Survivors:
     back_to: Duration = ZERO
     length: Duration | None = None
 
-    def train(self, lab: Lab, dense: Run, last: Run, mask: Mask) -> tuple[State, Run]:
-        """The values before masking, and the net trained from them; ``last`` is the net that was pruned."""
+    def train(self, lab: Lab, dense: Run, trained: State, mask: Mask) -> tuple[State, Run]:
+        """The values before masking, and the net trained from them; ``trained`` are those of the net that was pruned,
+        compensated for that where the criterion does so."""
         recipe = lab.recipe
-        values = dense.at(self.back_to) if self.kind in ("reset", "rewind") else last.final
+        values = dense.at(self.back_to) if self.kind in ("reset", "rewind") else trained
         if self.kind in ("rewind", "lr-rewind"):
             recipe = recipe.model_copy(update={"start": self.back_to})
         elif self.kind == "fine-tune":
@@ -87,6 +133,9 @@ class Search:
     strategy: int = 1
     unpruned: tuple[str, ...] = ()
     scoring: Scoring = Scoring()
+    settings: Mapping[str, float] = field(default_factory=dict)
+    update_every: Duration | None = None
+    update_until: Duration | None = None
 
     def whole(self, model: nn.Module) -> Mask:
         """The mask of the dense net: every prunable parameter but those left unpruned.
@@ -112,17 +161,22 @@ class Search:
         keep = (self.survivors.back_to,) if self.survivors.kind == "rewind" else ()
         return self.lab.train(self.seed, arm="dense", keep=keep)
 
-    def pruned(self, run: Run, density: float, number: int, initial: State, within: Mask) -> Mask:
-        """The mask of this density by the scores of a trained net. ``number`` tells rounds' random draws apart."""
-        scores = score(
-            run.model().to(self.lab.recipe.device),
-            self.criterion,
-            mask=within,
-            initial=initial,
-            generator=stream(self.seed, "criterion", number),
-            **self.for_gradients(self.criterion),
-        )
-        return prune(scores, density, self.allocation, within=within)
+    def pruned(self, run: Run, density: float, number: int, initial: State, within: Mask) -> Pruned:
+        """A trained net pruned to this density. ``number`` tells rounds' random draws apart."""
+        model, given = run.model().to(self.lab.recipe.device), self.for_gradients(self.criterion)
+        with measured() as work:
+            generator = stream(self.seed, "criterion", number)
+            scores = score(model, self.criterion, mask=within, initial=initial, generator=generator, **given)
+            mask = prune(scores, density, self.allocation, within=within)
+            values = compensated(model, self.criterion, mask, mask=within, **given)
+        return Pruned(mask, {**run.final, **(values or {})}, work)
+
+    def judged(self, number: int, dense: Run, found: Run, mask: Mask) -> Round:
+        """The round of a mask that a training has found: that training's own, or another one's of what survives."""
+        if self.survivors.kind == "keep":
+            return Round(number, mask, found.final, found)
+        values, run = self.survivors.train(self.lab, dense, found.final, mask)
+        return Round(number, mask, values, run, (found,))
 
     def for_gradients(self, by: str | Criterion) -> dict[str, Any]:
         """What criteria with gradients are given; a criterion without is not made to wait for the data."""
@@ -145,9 +199,43 @@ class _Later:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: a mask, the values its survivors start from (before masking), and the net trained from them."""
+    """One round: a mask, the values its survivors start from (before masking), and the net trained from them.
+
+    ``search`` are the trainings that it took to find the mask, and ``scoring`` the work of scoring weights.
+    """
 
     number: int
     mask: Mask
     values: State
     run: Run
+    search: tuple[Run, ...] = ()
+    scoring: Work = field(default_factory=lambda: Work())
+
+
+@dataclass
+class Work:
+    """What something took: seconds of the processor, and floating-point operations of products and convolutions."""
+
+    seconds: float = 0.0
+    flops: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.seconds + other.seconds, self.flops + other.flops)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned net: its mask, its trained values before masking, and what it took to score its weights."""
+
+    mask: Mask
+    values: State
+    work: Work
+
+
+@contextmanager
+def measured() -> Iterator[Work]:
+    """Measure the work of a block; what is given is filled in at its end."""
+    work, began = Work(), time.process_time()
+    with FlopCounterMode(display=False) as counter:
+        yield work
+    work.seconds, work.flops = time.process_time() - began, counter.get_total_flops()

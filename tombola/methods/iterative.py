@@ -1,29 +1,41 @@
-"""Iterative magnitude pruning (Frankle & Carbin 2019, section 2 and appendix B)."""
+"""Iterative pruning of trained nets (Frankle & Carbin 2019, section 2 and appendix B; Han et al. 2015)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
+from tombola.lab import Run
 from tombola.mask import Mask
-from tombola.methods.base import Round, Search
+from tombola.methods.base import Method, Round, Search, Work
 
 
-def imp(search: Search) -> Iterator[Round]:
-    """Train, prune the lowest scores of what is left, give the survivors back their values, and again.
+@dataclass(frozen=True)
+class Iterative(Method):
+    """Train, prune the lowest scores of what is left, train the survivors, and again.
 
-    Round 0 is the dense net. With strategy 1 (the paper's) the next round prunes the net that this round trained from
-    the ticket's values; with strategy 2 it prunes a net of its own that goes on training from its trained values, and
-    the ticket is reset only to be judged. Ends when a net has diverged: there is nothing to prune by.
+    With strategy 1 (the paper's) the next round prunes the net that this round trained from the ticket's values; with
+    strategy 2 it prunes a net of its own that goes on training from its trained values, and the ticket is reset only to
+    be judged. Ends when a net has diverged: there is nothing to prune by.
     """
-    lab, dense = search.lab, search.dense()
-    yield Round(0, Mask.full(dense.model()), dense.start, dense)
-    pruned, mask = dense, search.whole(dense.model())
-    for number, density in enumerate(search.densities, start=1):
-        if pruned.diverged:
-            return
-        mask = search.pruned(pruned, density, number, dense.start, within=mask)
-        values, run = search.survivors.train(lab, dense, pruned, mask)
-        yield Round(number, mask, values, run)
-        if search.strategy == 2:
-            run = lab.train(search.seed, start=pruned.final, mask=mask, arm="search")
-        pruned = run
+
+    cumulative: ClassVar = True
+
+    def __call__(self, search: Search) -> Iterator[Round]:
+        """The rounds, each of which prunes the net of the one before."""
+        search = replace(search, criterion=self.criterion or search.criterion)
+        lab, dense = search.lab, search.dense()
+        yield Round(0, Mask.full(dense.model()), dense.start, dense)
+        last, mask, scoring = dense, search.whole(dense.model()), Work()
+        trainings: tuple[Run, ...] = (dense,)
+        for number, density in enumerate(search.densities, start=1):
+            if last.diverged:
+                return
+            pruned = search.pruned(last, density, number, dense.start, within=mask)
+            mask, scoring = pruned.mask, scoring + pruned.work
+            values, run = search.survivors.train(lab, dense, pruned.values, mask)
+            yield Round(number, mask, values, run, trainings, scoring)
+            if search.strategy == 2:
+                run = lab.train(search.seed, start=pruned.values, mask=mask, arm="search")
+            last, trainings = run, (*trainings, run)

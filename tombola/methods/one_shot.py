@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from tombola.mask import Mask
-from tombola.methods.base import Round, Search
+from tombola.methods.base import Method, Round, Search
 
 
-def one_shot(search: Search) -> Iterator[Round]:
+@dataclass(frozen=True)
+class OneShot(Method):
     """Train the dense net once; at each density prune it at one go and train the survivors from their values."""
-    dense = search.dense()
-    yield Round(0, Mask.full(dense.model()), dense.start, dense)
-    whole = search.whole(dense.model())
-    for number, density in enumerate(search.densities, start=1):
-        if dense.diverged:
-            return
-        mask = search.pruned(dense, density, number, dense.start, within=whole)
-        values, run = search.survivors.train(search.lab, dense, dense, mask)
-        yield Round(number, mask, values, run)
+
+    def __call__(self, search: Search) -> Iterator[Round]:
+        """The rounds, each of which prunes the dense net."""
+        search = replace(search, criterion=self.criterion or search.criterion)
+        dense = search.dense()
+        yield Round(0, Mask.full(dense.model()), dense.start, dense)
+        whole = search.whole(dense.model())
+        for number, density in enumerate(search.densities, start=1):
+            if dense.diverged:
+                return
+            pruned = search.pruned(dense, density, number, dense.start, within=whole)
+            values, run = search.survivors.train(search.lab, dense, pruned.values, pruned.mask)
+            yield Round(number, pruned.mask, values, run, (dense,), pruned.work)

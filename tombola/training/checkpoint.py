@@ -13,6 +13,7 @@ from torch import Tensor
 from tombola.engines import Plan
 from tombola.engines.replicates import Place
 from tombola.errors import TicketError
+from tombola.mask import Mask
 from tombola.sealed import seal, unseal
 from tombola.tasks.task import State
 
@@ -27,11 +28,21 @@ class Progress:
     best_loss: float | None = None
     best_step: int | None = None
     best: State | None = None
+    best_kept: int | None = None
+    """How many entries were kept at the early stop, where updates change that."""
     kept: dict[int, State] = field(default_factory=dict)
     seconds: float = 0.0
     processor_seconds: float = 0.0
     """What the process's threads worked, whatever else the machine did meanwhile."""
     diverged: bool = False
+    flops: int = 0
+    """Operations so far, of the kept weights alone."""
+    mask: Mask | None = None
+    """What is kept now, where updates may have changed it."""
+    memory: State = field(default_factory=dict)
+    """What the rule of the updates remembers."""
+    channels: list[Mask] = field(default_factory=list)
+    """The channel masks of the epochs so far, where the training ends when they have settled."""
     place: Place | None = None
     """Its place in the pass it is trained in with others; None for a training by itself."""
 
@@ -80,14 +91,20 @@ class Slot:
         tensors |= {f"best/{name}": value for name, value in (progress.best or {}).items()}
         for step, kept in progress.kept.items():
             tensors |= {f"kept/{step}/{name}": value for name, value in kept.items()}
+        tensors |= {f"memory/{name}": value for name, value in progress.memory.items()}
+        tensors |= {f"mask/{name}": kept for name, kept in (progress.mask or {}).items()}
+        for epoch, mask in enumerate(progress.channels):
+            tensors |= {f"channels/{epoch}/{name}": kept for name, kept in mask.items()}
         manifest = {
             "run": self.run_id,
             "plan": asdict(plan),
             "history": progress.history,
             "best_step": progress.best_step,
             "best_loss": progress.best_loss,
+            "best_kept": progress.best_kept,
             "seconds": progress.seconds,
             "processor_seconds": progress.processor_seconds,
+            "flops": progress.flops,
             "place": None if progress.place is None else asdict(progress.place),
         }
         self.keeper.save(seal(manifest, tensors, kind=KIND))
@@ -111,13 +128,13 @@ class Slot:
                 f"the checkpoint of run {self.run_id[:12]} can't be used, so it starts again: {error}", stacklevel=2
             )
             return None
-        parts: dict[str, State] = {"state": {}, "best": {}}
-        kept: dict[int, State] = {}
+        parts: dict[str, State] = {"state": {}, "best": {}, "memory": {}, "mask": {}}
+        several: dict[str, dict[int, State]] = {"kept": {}, "channels": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
-            if part == "kept":
-                step, _, name = name.partition("/")
-                kept.setdefault(int(step), {})[name] = value
+            if part in several:
+                number, _, name = name.partition("/")
+                several[part].setdefault(int(number), {})[name] = value
             else:
                 parts[part][name] = value
         place = manifest.get("place")  # absent from checkpoints written before there were passes
@@ -126,9 +143,14 @@ class Slot:
             best_loss=manifest["best_loss"],
             best_step=manifest["best_step"],
             best=parts["best"] or None,
-            kept=kept,
+            best_kept=manifest.get("best_kept"),
+            kept=several["kept"],
             seconds=manifest["seconds"],
             processor_seconds=manifest.get("processor_seconds", 0.0),
+            flops=manifest.get("flops", 0),
+            mask=Mask(parts["mask"]) if parts["mask"] else None,
+            memory=parts["memory"],
+            channels=[Mask(mask) for _, mask in sorted(several["channels"].items())],
             place=None if place is None else Place(**place),
         )
         return Saved(Plan(**manifest["plan"]), progress, parts["state"])

@@ -18,12 +18,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tombola.engines import Plan, begin, check_device
+from tombola.batches import tensors
+from tombola.costs import Cost, cost
+from tombola.engines import Plan, begin, check_device, evaluate
 from tombola.engines.replicates import Place, Replicate, ReplicatedSession
 from tombola.errors import InputError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.tasks.task import Examples, Splits, State, Task
+from tombola.training.changes import Changes
 from tombola.training.checkpoint import Progress, Saved, Slot
 
 
@@ -36,6 +39,8 @@ class Outcome:
     final: State
     history: list[dict[str, Any]]
     summary: dict[str, Any]
+    mask: Mask
+    """What is kept at the end."""
     kept: dict[int, State] = field(default_factory=dict)
     """The state_dict at the steps asked for, before that step is taken."""
 
@@ -94,6 +99,8 @@ def train(
     saved = training.saved
     if saved is not None:
         plan, place = saved.plan, saved.progress.place
+        if (now := saved.progress.mask) is not None:
+            mask = Mask({name: now[name] for name in mask})  # in the order that random draws go by
     if place is not None:
         return dict(train_together(task, recipe, {place.number: training}, place.of))[place.number]
     with _threads(recipe.threads):
@@ -102,7 +109,9 @@ def train(
         plan, session = begin(model, mask, task, training.splits.train, recipe, seed, plan)
         if saved is not None:
             session.load(saved.state)
-        course = _Course(recipe, training, plan, session)
+        course = _Course(task, recipe, training, plan, session)
+        if recipe.updates is not None or recipe.until_settled is not None:
+            course.changes = Changes(recipe, task, training.splits.train, seed, session, course.progress)
         return dict(_carry_out({0: course}, lambda steps: [session.stretch(steps)]))[0]
 
 
@@ -117,6 +126,8 @@ def train_together(
 
     Raises ``RefusedError``, before anything is trained, for nets that can't be trained so.
     """
+    if recipe.updates is not None or recipe.until_settled is not None:
+        raise RefusedError("each net's mask goes its own way, and so must its training")
     with _threads(recipe.threads):
         check_device(recipe)
         trainings = {n: replace(t, splits=t.splits.to(recipe.device)) for n, t in trainings.items()}
@@ -127,7 +138,9 @@ def train_together(
         states = [t.saved.state for t in filled if t.saved is not None]
         if states:
             session.load(states)
-        courses = {n: _Course(recipe, t, plan, Replicate(session, n), Place(n, places)) for n, t in trainings.items()}
+        courses = {
+            n: _Course(task, recipe, t, plan, Replicate(session, n), Place(n, places)) for n, t in trainings.items()
+        }
         yield from _carry_out(courses, session.stretch)
 
 
@@ -149,6 +162,9 @@ class _View(Protocol):
 
     @property
     def step(self) -> int: ...
+
+    @property
+    def mask(self) -> Mask: ...
 
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]: ...
 
@@ -186,38 +202,71 @@ def _carry_out(
 
 
 def _train_to_evaluation(courses: Mapping[int, _Course], stretch: Callable[[int], Sequence[float]]) -> dict[int, float]:
-    """Train to the next multiple of ``evaluate_every``, in one stretch but for the steps to keep; the mean losses."""
+    """Train to the next multiple of ``evaluate_every``, or to where a course is over; the mean losses.
+
+    In one stretch but for the steps to keep and those before which something changes.
+    """
     lead = next(iter(courses.values()))
-    begun, target = lead.session.step, lead.next_evaluation
+    target, trained = lead.next_evaluation, 0
     losses = dict.fromkeys(courses, 0.0)
-    while (step := lead.session.step) < target:
-        steps = min(min((k for k in lead.training.keep if k > step), default=target), target) - step
+    while (step := lead.session.step) < target and not lead.over:
+        lead.update_mask()
+        if lead.session.step > step:  # the update took the step's place
+            continue
+        stops = [*(k for k in lead.training.keep if k > step), lead.next_change or target, target]
+        steps = min(stops) - step
         means = stretch(steps)
+        trained += steps
         for number, course in courses.items():
             losses[number] += means[number] * steps
-            course.keep_state()
-    return {number: loss / (target - begun) for number, loss in losses.items()}
+            course.note(steps)
+    return {number: loss / max(1, trained) for number, loss in losses.items()}
 
 
 class _Course:
     """What one training keeps of its way: evaluations, the early stop, states, checkpoints, and at last the outcome."""
 
     def __init__(
-        self, recipe: Recipe, training: Training, plan: Plan, session: _View, place: Place | None = None
+        self, task: Task, recipe: Recipe, training: Training, plan: Plan, session: _View, place: Place | None = None
     ) -> None:
-        self.training, self.plan, self.session = training, plan, session
+        self.task, self.training, self.plan, self.session = task, training, plan, session
         per_epoch = recipe.steps_per_epoch(len(training.splits.train))
         self.first, self.last = recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
         self.every = max(1, recipe.evaluate_every.steps(per_epoch))
+        self.batch = min(recipe.batch, len(training.splits.train))
         self.progress = Progress(place=place) if training.saved is None else training.saved.progress
+        self.changes: Changes | None = None
+        self.cost = training_cost(training.model, training.mask, training.splits.train)
 
     @property
     def over(self) -> bool:
-        return self.session.step >= self.last or self.progress.diverged
+        settled = self.changes is not None and self.changes.settled
+        return self.session.step >= self.last or self.progress.diverged or settled
 
     @property
     def next_evaluation(self) -> int:
         return min((self.session.step // self.every + 1) * self.every, self.last)
+
+    @property
+    def next_change(self) -> int | None:
+        return None if self.changes is None else self.changes.next_after(self.session.step)
+
+    def update_mask(self) -> None:
+        """Update the mask where that is due before the next step."""
+        if self.changes is not None and (examples := self.changes.update()) and self.cost is not None:
+            # The gradients of the kept weights' net, and of its inputs, but those of all weights (Evci et al. 2020).
+            work = self.cost.under(self.session.mask)
+            self.progress.flops += (2 * work.kept_flops + work.flops) * examples
+
+    def note(self, steps: int) -> None:
+        """Take note of so many steps just taken, and of the state after them where that is wanted."""
+        if self.cost is not None:
+            if self.changes is not None and self.changes.updates:
+                self.cost = self.cost.under(self.session.mask)
+            self.progress.flops += self.cost.training_flops(steps * self.batch)
+        self.keep_state()
+        if self.changes is not None:
+            self.changes.look()
 
     def begin(self) -> None:
         """Look at the starting values; a training that goes on has done so."""
@@ -235,11 +284,20 @@ class _Course:
         row |= {f"validation_{name}": value for name, value in values.items()}
         progress, loss = self.progress, values["loss"]
         progress.diverged = not math.isfinite(loss) or not math.isfinite(train_loss or 0.0)
+        if self.changes is not None and self.changes.updates:
+            row["density"] = self.session.mask.density
+            self._forget_denser()
         if not progress.diverged and (progress.best_loss is None or loss < progress.best_loss):
             progress.best_loss, progress.best_step, progress.best = loss, self.session.step, _copy(self.session.model)
         progress.history.append({k: v if v is None or math.isfinite(v) else None for k, v in row.items()})
         if self.training.watch is not None:
             self.training.watch(self.session.step - self.first, self.last - self.first, progress.history[-1])
+
+    def _forget_denser(self) -> None:
+        """The early stop of a net that is pruned on its way is that of the net as sparse as it gets."""
+        progress, kept = self.progress, self.session.mask.kept
+        if progress.best_kept is None or kept < progress.best_kept:
+            progress.best_kept, progress.best_loss, progress.best_step, progress.best = kept, None, None, None
 
     @property
     def saving_is_due(self) -> bool:
@@ -264,7 +322,12 @@ class _Course:
         }
         if progress.place is not None:
             summary["engine_place"] = [progress.place.number, progress.place.of]
-        return Outcome("diverged" if progress.diverged else "finished", final, progress.history, summary, progress.kept)
+        if self.cost is not None:
+            summary["flops"] = progress.flops
+        if progress.channels:
+            summary["settled"] = self.changes is not None and self.changes.settled
+        status = "diverged" if progress.diverged else "finished"
+        return Outcome(status, final, progress.history, summary, self.session.mask, progress.kept)
 
     def _judge(self, step: int | None, state: State | None) -> dict[str, float] | None:
         """Validation and test metrics of one state, the validation ones as they were measured at that step."""
@@ -273,9 +336,22 @@ class _Course:
         row = next(r for r in self.progress.history if r["step"] == step)
         judged = {name: value for name, value in row.items() if name.startswith("validation_")}
         if self.training.splits.test is not None:
-            values = self.session.evaluate(self.training.splits.test, state)
+            test = self.training.splits.test
+            if self.changes is None:
+                values = self.session.evaluate(test, state)
+            else:  # an engine knows the net under its present mask, which isn't the state's
+                values = evaluate(self.task, self.session.model, test, state)
             judged |= {f"test_{name}": value for name, value in values.items()}
         return judged
+
+
+def training_cost(model: nn.Module, mask: Mask, train: Examples) -> Cost | None:
+    """What a net costs on these examples; None where it can't be run on the first part of a batch of them."""
+    parts = tensors(train.take(torch.zeros(1, dtype=torch.int64)))
+    try:
+        return cost(model, mask, example=parts[0]) if parts else None
+    except InputError:
+        return None
 
 
 def _copy(model: nn.Module) -> State:

@@ -208,7 +208,7 @@ def _folded(model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor]) ->
     compaction.model.recompile()
     traced = trace(compaction.model, compaction.mask, example)
     chosen = {node for node in traced.module.graph.nodes if type(modules.get(str(node.target))) is Select}
-    reasons = {node: reason for node, reason in obstacles(traced).items() if node not in chosen}
+    reasons = {node: reason for node, reason in obstacles(traced, compaction.mask).items() if node not in chosen}
     if reasons:
         raise UnsupportedError(f"the net can't be compiled for inference: {'; '.join(dict.fromkeys(reasons.values()))}")
     return traced, compaction.mask

@@ -133,7 +133,7 @@ class SparseModule(nn.Module):
         self._buffers.update(own._buffers)
         self._non_persistent_buffers_set.update(own._non_persistent_buffers_set)
         self.training = model.training
-        stretches, reasons = find_stretches(traced)
+        stretches, reasons = find_stretches(traced, mask)
         flat = flattens_first(traced)
         self._plan = _Plan(traced, tuple(stretches), mask, flat, "")
         segments = [Segment(stretch, mask, self) for stretch in stretches]

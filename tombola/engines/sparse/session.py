@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tombola.engines.compaction import compact
 from tombola.engines.evaluation import evaluate
 from tombola.engines.masked import epoch_order
+from tombola.engines.remasking import remasked
 from tombola.engines.sparse.gather import Source
 from tombola.engines.sparse.loss import CrossEntropy
 from tombola.engines.sparse.norm import BatchNorm
@@ -37,7 +38,7 @@ class SparseSession:
 
     def __init__(self, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int) -> None:
         self.task, self.recipe, self.seed, self.train = task, recipe, seed, train
-        self._model = model
+        self._model, self.mask = model, mask
         mask.apply_(model)
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
@@ -91,6 +92,16 @@ class SparseSession:
             loss, examples = self._train_on(self._indices(epoch), position, count)
             total, seen, left = total + loss, seen + examples, left - count
         return total / max(seen, 1)
+
+    def remask(self, mask: Mask, values: Mapping[str, Tensor] | None = None) -> None:
+        """Go on under another mask (see ``MaskedSession.remask``): the program is made anew, from its indices on."""
+        state = remasked(self.state(), mask, values)
+        self.__init__(self.model, mask, self.task, self.train, self.recipe, self.seed)  # type: ignore[misc]
+        self.load(state)
+
+    def skip(self) -> None:
+        """Go past a step without training."""
+        self.step += 1
 
     def _train_on(self, order: NDArray[np.int64], position: int, steps: int) -> tuple[float, int]:
         """The sum of the losses over the examples, and their number."""
@@ -220,12 +231,19 @@ class _Varied:
 
 
 def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe) -> Program:
-    """The program of the compacted net, whose parameters know their places in the whole net.
+    """The program of the compacted net, whose parameters know their places in the whole net; of the whole net where its
+    mask is updated on the way.
 
     With weight decay it also holds what compaction dropped: its gradients stay 0, but it decays.
 
     Raises ``UnsupportedError``, saying what, where net, loss, data or device can't be expressed.
     """
+    if recipe.trains != "weights":
+        raise UnsupportedError(f"sparse kernels train weights, but the recipe trains {recipe.trains!r}")
+    if recipe.scale_l1:
+        raise UnsupportedError("sparse kernels have no penalty on the scales of batch normalisation (scale_l1)")
+    if recipe.precision != "float32":
+        raise UnsupportedError(f"sparse kernels compute in float32, but the recipe's precision is {recipe.precision!r}")
     if task.loss is not cross_entropy:
         raise UnsupportedError("the loss isn't tombola.tasks.cross_entropy")
     if task.metrics is not accuracy:
@@ -248,6 +266,8 @@ def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, reci
 def _translated(model: nn.Module, mask: Mask, train: Examples, recipe: Recipe) -> Program:
     example = train.take(torch.zeros(2, dtype=torch.int64))[0]
     capacity = max(TILE, padded(min(recipe.batch, len(train))))
+    if recipe.updates is not None:  # a dead unit goes on by its moments, and the next mask may bring it back
+        return translate(trace(model, mask, example), mask, capacity)
     try:
         compaction = compact(model, mask, example)
         program = translate(trace(compaction.model, compaction.mask, example), compaction.mask, capacity)

@@ -29,10 +29,10 @@ class Stretch:
     """These operations alone, on modules under the names they have in the net."""
 
 
-def find_stretches(traced: Traced) -> tuple[list[Stretch], dict[fx.Node, str]]:
+def find_stretches(traced: Traced, mask: Mask) -> tuple[list[Stretch], dict[fx.Node, str]]:
     """The largest stretches with weights that the sparse engine can run, in order; and why not, for the other nodes."""
     nodes = [node for node in traced.module.graph.nodes if node.op not in ("placeholder", "output")]
-    reasons = obstacles(traced)
+    reasons = obstacles(traced, mask)
     free = {node for node in nodes if node not in reasons}
     found: list[Stretch] = []
     for end in reversed(nodes):
@@ -42,7 +42,7 @@ def find_stretches(traced: Traced) -> tuple[list[Stretch], dict[fx.Node, str]]:
         stretch = _cut(traced, entry, [node for node in nodes if node in inside])
         free -= inside
         try:
-            translate(stretch.traced, _nothing(stretch.traced), LANES, images=True)
+            translate(stretch.traced, _nothing(stretch.traced, mask), LANES, images=True)
         except UnsupportedError as error:
             reasons |= dict.fromkeys(inside, str(error))
         else:
@@ -52,20 +52,20 @@ def find_stretches(traced: Traced) -> tuple[list[Stretch], dict[fx.Node, str]]:
     return found, reasons
 
 
-def obstacles(traced: Traced) -> dict[fx.Node, str]:
-    """Which operations have no layer in the sparse engine, and why."""
+def obstacles(traced: Traced, mask: Mask) -> dict[fx.Node, str]:
+    """Which operations have no layer in the sparse engine under a mask, and why."""
     nodes = [node for node in traced.module.graph.nodes if node.op not in ("placeholder", "output")]
     called = [node.target for node in nodes if node.op == "call_module"]
     reasons = {}
     for node in nodes:
         if node.op == "call_module" and called.count(node.target) > 1:
             reasons[node] = f"{_name(traced, node)}: the module is used {called.count(node.target)} times"
-        elif reason := _obstacle(traced, node):
+        elif reason := _obstacle(traced, mask, node):
             reasons[node] = reason
     return reasons
 
 
-def _obstacle(traced: Traced, node: fx.Node) -> str | None:
+def _obstacle(traced: Traced, mask: Mask, node: fx.Node) -> str | None:
     """Why one operation has no layer: it is tried alone, without any weights."""
     name, sources = _name(traced, node), node.all_input_nodes
     if node.op == "get_attr" or not sources:
@@ -76,7 +76,7 @@ def _obstacle(traced: Traced, node: fx.Node) -> str | None:
         return f"{name} takes values of several shapes"
     try:
         alone = _cut(traced, sources[0], [node], others=sources).traced
-        translate(alone, _nothing(alone), LANES, images=True)
+        translate(alone, _nothing(alone, mask), LANES, images=True)
     except UnsupportedError as error:
         return str(error)
     return None
@@ -141,10 +141,12 @@ def _cut(traced: Traced, entry: fx.Node, nodes: list[fx.Node], others: list[fx.N
     return Stretch(entry, tuple(nodes), Traced(fx.GraphModule(traced.module, graph), shapes))
 
 
-def _nothing(traced: Traced) -> Mask:
-    """A mask that keeps no weight: translating is quick then."""
-    weights = {name: p for name, p in traced.module.named_parameters() if name.endswith("weight")}
-    return Mask({name: torch.zeros(p.shape, dtype=torch.bool) for name, p in weights.items()})
+def _nothing(traced: Traced, mask: Mask) -> Mask:
+    """A mask that keeps no weight, as translating is quick then, and of normalisations what ``mask`` keeps."""
+    own = dict(traced.module.named_parameters())
+    weights = {name: p for name, p in own.items() if name.endswith("weight") and p.dim() > 1}
+    none = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in weights.items()}
+    return Mask({**{name: kept for name, kept in mask.items() if name in own}, **none})
 
 
 def _name(traced: Traced, node: fx.Node) -> str:

@@ -228,6 +228,9 @@ def _convolution(t: Translation, node: fx.Node) -> None:
 
 def _batch_norm(t: Translation, node: fx.Node) -> None:
     (x, y), m = t.ends(node), t.module(node)
+    for name in (f"{node.target}.weight", f"{node.target}.bias"):
+        if name in t.mask and not bool(t.mask[name].all()):
+            raise t.unsupported(node, f": the mask prunes some of {name!r}, and these channels are still there")
     layer = BatchNorm(
         str(node.target),
         x,
