@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,7 @@ BEFORE = [2.0, -1.0, 1.0, 0.0, 3.0]
 AFTER = [1.0, -4.0, -0.5, 2.0, 0.0]
 BY_HAND = {
     "magnitude": [1, 4, 0.5, 2, 0],
+    "scaled_magnitude": [size / statistics.pstdev([1, -4, -0.5, 2, 0]) for size in (1, 4, 0.5, 2, 0)],
     "large_final": [1, 4, 0.5, 2, 0],
     "small_final": [-1, -4, -0.5, -2, 0],
     "large_init": [2, 1, 1, 0, 3],
@@ -98,7 +100,7 @@ BY_HAND = {
 @pytest.mark.parametrize("name", sorted(BY_HAND))
 def test_criteria_by_hand(name: str) -> None:
     scores = score(row(AFTER), name, initial={"weight": torch.tensor([BEFORE]), "bias": torch.zeros(1)})
-    assert {n: s.tolist() for n, s in scores.items()} == {"weight": [BY_HAND[name]]}
+    assert {n: s.tolist() for n, s in scores.items()} == {"weight": [pytest.approx(BY_HAND[name])]}
 
 
 def test_every_criterion_has_a_test_by_hand() -> None:

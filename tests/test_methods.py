@@ -15,7 +15,8 @@ from tombola.lab import Event, Lab
 
 def drawn(store: tb.Store, task: tb.Task | None = None, **options: Any) -> Draw:
     task = toy_task() if task is None else task
-    found = Draw(draw_recipe(task, options), Lab(task, store))
+    recipe = draw_recipe(task, options)
+    found = Draw(recipe, Lab(task, store, recipe=recipe.training))
     list(rounds(found))
     list(controls(found))
     return found

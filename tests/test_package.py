@@ -33,6 +33,7 @@ FLOORS = [
     {"draws"},
     {"diagnostics"},
     {"execution", "report"},
+    {"comparing"},
     {"cli"},
     {"__main__"},
 ]

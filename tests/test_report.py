@@ -174,7 +174,8 @@ def test_sentence_of_diverged_arms() -> None:
 
 
 def test_sentence_when_no_ticket_was_good_enough() -> None:
-    rows = [LADDER[0], run(1, stop_metric=0.941, stop_step=900), run(2, stop_metric=0.93), LADDER[2]]
+    one, two = ({"stop_metric": m, "validation_metric": m} for m in (0.941, 0.93))
+    rows = [LADDER[0], run(1, stop_step=900, **one), run(2, **two), LADDER[2]]
     assert sentence(rows, 0, "accuracy", "x") == (
         "No ticket of x stayed within the margin of the dense net: the dense net reaches 96.0 % test accuracy at early "
         "stop (step 1,200), and the best ticket, at 80.0 % density (round 1), 94.1 % (step 900)."

@@ -12,9 +12,10 @@ from tombola.version import __version__
 if TYPE_CHECKING:
     from tombola.at_init import prune_at_init
     from tombola.costs import Cost, cost
-    from tombola.criteria import Weights, register, score
+    from tombola.criteria import Weights, compensated, register, score
     from tombola.draws import draw
     from tombola.durations import Duration
+    from tombola.engines.slimming import slimmed
     from tombola.engines.sparse.modules import compile
     from tombola.errors import DataError, InputError, StoreError, TicketError, TombolaError
     from tombola.guarding import Guard, guard
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tombola.mask import LayerDensity, Mask, prunable
     from tombola.pruning import Layerwise, prune
     from tombola.recipe import DrawRecipe, Recipe
+    from tombola.shipping.compressed import compress, decompress
     from tombola.store import Store
     from tombola.tasks import TASKS, Task, get_task
     from tombola.tasks.data.arrays import Arrays
@@ -49,8 +51,11 @@ _HOME = {
     "TicketError": "tombola.errors",
     "TombolaError": "tombola.errors",
     "Weights": "tombola.criteria",
+    "compensated": "tombola.criteria",
     "compile": "tombola.engines.sparse.modules",
+    "compress": "tombola.shipping.compressed",
     "cost": "tombola.costs",
+    "decompress": "tombola.shipping.compressed",
     "draw": "tombola.draws",
     "get_task": "tombola.tasks",
     "guard": "tombola.guarding",
@@ -60,6 +65,7 @@ _HOME = {
     "prune_at_init": "tombola.at_init",
     "register": "tombola.criteria",
     "score": "tombola.criteria",
+    "slimmed": "tombola.engines.slimming",
 }
 
 __all__ = [
@@ -85,8 +91,11 @@ __all__ = [
     "TombolaError",
     "Weights",
     "__version__",
+    "compensated",
     "compile",
+    "compress",
     "cost",
+    "decompress",
     "draw",
     "get_task",
     "guard",
@@ -96,6 +105,7 @@ __all__ = [
     "prune_at_init",
     "register",
     "score",
+    "slimmed",
 ]
 
 

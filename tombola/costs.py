@@ -186,7 +186,7 @@ def cost(model: nn.Module, mask: Mask | None = None, *, example: Tensor | Sequen
     with _counting(model, uses, len(inputs[0])), torch.no_grad():
         try:
             model(*(value.to(device) for value in inputs))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # whatever a model makes of inputs that it wasn't made for
             shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"the model can't run on an example of shape {shapes}: {reason}") from error

@@ -9,22 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tombola.audits.controls import get_control
 from tombola.criteria import criterion, register, score
-from tombola.errors import InputError, TombolaError, suggestion
-from tombola.lab import Lab, Run, Watcher, versions
+from tombola.errors import InputError, TombolaError
+from tombola.lab import Lab, Run, Watcher
 from tombola.mask import Mask
 from tombola.methods import Method, Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors
 from tombola.pruning import Allocation, Layerwise, Shapes
-from tombola.recipe import DrawRecipe
+from tombola.recipe import DrawRecipe, checked
 from tombola.schedules import geometric, to_target
 from tombola.sealed import canonical_json
 from tombola.store import Store
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
+from tombola.version import versions
 
 MOST_ROUNDS = 60
 
@@ -137,7 +136,7 @@ class Draw:
                 "arm": arm,
                 "draw": draw,
                 "round": number,
-                "density": run.mask.density,
+                "density": run.final_mask.density,
                 "step": row["step"],
                 "train_loss": row["train_loss"],
                 "validation_loss": row["validation_loss"],
@@ -202,16 +201,13 @@ def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     method = get_method(str(options.get("method", DrawRecipe.model_fields["method"].default)))
     allocation = options.get("allocation") or method.allocation or task.allocation
     defaults: dict[str, Any] = {"task": task.name, "allocation": allocation, "margin": task.margin}
-    defaults |= {"unpruned": task.unpruned, "survivors": method.survivors[0]}
+    defaults |= {"unpruned": task.unpruned, "survivors": method.survivors[0], "score_per_class": method.per_class}
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
     endings = [name for name in ("rounds", "density", "densities", "stop_at_margin") if options.get(name)]
     if not endings:
         defaults |= _ending(method, task)
-    try:
-        recipe = DrawRecipe.model_validate({**defaults, **options, "training": training})
-    except ValidationError as error:
-        raise InputError(explained(error)) from error
+    recipe = checked(DrawRecipe, {**defaults, **options, "training": training})
     _check(recipe)
     return recipe
 
@@ -224,25 +220,7 @@ def _ending(method: Method, task: Task) -> dict[str, Any]:
 
 
 def _check(recipe: DrawRecipe) -> None:
-    """``InputError`` for what doesn't go with the method."""
-    method, who = get_method(recipe.method), f"method {recipe.method!r}"
-    if method.criterion is not None and recipe.criterion != DrawRecipe.model_fields["criterion"].default:
-        raise InputError(
-            f"{who} goes by its own criterion, {method.criterion!r}, but criterion {recipe.criterion!r} is asked for: "
-            f"method {'at_init' if method.prunes == 'before' else 'imp'!r} takes any"
-        )
-    if method.straight and not method.densities and (recipe.rounds != 1 or recipe.stop_at_margin):
-        raise InputError(f"{who} finds a density of its own: leave out density, densities, rounds and stop_at_margin")
-    if recipe.survivors not in method.survivors:
-        raise InputError(
-            f"{who} takes survivors {' or '.join(method.survivors)}, but survivors is {recipe.survivors!r}"
-        )
-    for name in recipe.settings:
-        if name not in method.settings:
-            known = ", ".join(method.settings) or "none"
-            raise InputError(f"{who} has no setting {name!r}, but these: {known}.{suggestion(name, method.settings)}")
-    if (recipe.update_every is not None or recipe.update_until is not None) and not method.updates:
-        raise InputError(f"{who} updates no mask during training: leave out update_every and update_until")
+    """``InputError`` for what the training can't be, and for what doesn't go with the method."""
     for name in ("updates", "until_settled", "score_density"):
         if getattr(recipe.training, name) is not None:
             raise InputError(f"training.{name} is the business of methods: leave it out, and name the method")
@@ -250,6 +228,7 @@ def _check(recipe: DrawRecipe) -> None:
         raise InputError(
             f"a draw trains weights, and methods know when not to, but trains is {recipe.training.trains!r}"
         )
+    get_method(recipe.method).check(recipe)
     criterion(recipe.criterion)
 
 
@@ -273,18 +252,18 @@ def rounds(found: Draw) -> Iterator[Round]:
     record(found, "finished")
 
 
-def masks(found: Draw) -> Iterator[Mask]:
-    """The masks of a draw's tickets, in the order of its rounds.
+def numbered_masks(found: Draw) -> Iterator[tuple[int, Mask]]:
+    """The masks of a draw's tickets with the numbers of their rounds, in order.
 
     A method that prunes before training gives them without any; for another, the draw's rounds are carried out.
     """
     method = get_method(found.recipe.method)
     if method.prunes == "before":
-        yield from method.masks(_search(found))
+        yield from enumerate(method.masks(_search(found)), start=1)
         return
     for round in rounds(found):
         if round.number:
-            yield round.mask
+            yield round.number, round.mask
 
 
 def _search(found: Draw) -> Search:
@@ -310,13 +289,8 @@ def _search(found: Draw) -> Search:
     whole = search.whole(net)
     method = get_method(recipe.method)
     if method.prunes == "after":  # a criterion that fails does so before any training
-        score(
-            net,
-            method.criterion or recipe.criterion,
-            mask=whole,
-            initial=net.state_dict(),
-            **search.for_gradients(recipe.criterion),
-        )
+        by = method.criterion or recipe.criterion
+        score(net, by, mask=whole, initial=net.state_dict(), **search.for_gradients(by))
     ladder = densities(recipe, {name: tuple(t.shape) for name, t in whole.items()}, allocation)
     outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]
     if outside:
@@ -342,7 +316,7 @@ def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> lis
     """The ladder of densities of a recipe, dense left out. A geometric ladder to a density ends on it exactly."""
     if recipe.densities is not None:
         return list(recipe.densities)
-    if recipe.density is not None and get_method(recipe.method).straight:
+    if recipe.density is not None and recipe.schedule == "geometric" and get_method(recipe.method).straight:
         return [recipe.density]
     if recipe.schedule != "geometric":
         return to_target(recipe.schedule, recipe.density or 0.0, recipe.rounds or 0)
@@ -381,21 +355,6 @@ def record(found: Draw, status: str) -> None:
         "recipe": found.recipe.model_dump(mode="json"),
     }
     found.lab.store.save_draw(found.id, about, rows, status)
-
-
-def explained(error: ValidationError) -> str:
-    """Pydantic's complaints in one line each: the field, the rule, the value."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        text = problem["msg"].removeprefix("Value error, ")
-        given = (
-            f", but got {problem['input']!r}"
-            if where and not isinstance(problem["input"], dict) and "got" not in text
-            else ""
-        )
-        lines.append(f"{where}: {text}{given}" if where else text)
-    return "; ".join(lines)
 
 
 def _spent(round: Round) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
 from tombola.training.checkpoint import Keeper, Slot
 from tombola.training.loop import Outcome, Training, train, training_cost
+from tombola.version import versions
 
 POLL_SECONDS = 0.5
 
@@ -356,7 +357,8 @@ class Lab:
 
     def keep(self, run: Run, *steps: int) -> RunRecord:
         """Train again and add the values at each of ``steps`` to the stored run."""
-        first, last = self._span(run.seed, run.recipe)
+        first, _ = self._span(run.seed, run.recipe)
+        last = first + run.summary["steps"]  # earlier than planned where it diverged, or its channels settled
         for step in steps:
             if not first <= step <= last:
                 raise InputError(f"the training goes from step {first} to {last}, so it has no values at step {step}")
@@ -378,25 +380,6 @@ class Lab:
         """Tell the watcher, if there is one."""
         if self.watcher is not None:
             self.watcher(event)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result was computed with."""
-    import platform
-    from importlib.metadata import version
-
-    import numpy
-    import torch
-
-    from tombola.version import __version__
-
-    return {
-        "tombola": __version__,
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "numba": version("numba"),
-        "python": platform.python_version(),
-    }
 
 
 def _kept(step: int) -> str:

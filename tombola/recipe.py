@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tombola.durations import Duration
+from tombola.errors import InputError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Density = Annotated[float, Field(gt=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Identified(BaseModel):
@@ -25,6 +28,32 @@ class Identified(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that differ from the class's defaults, as JSON values."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(kind: type[Model], fields: Mapping[str, Any]) -> Model:
+    """A model of these fields. ``InputError`` with the rule and the value for those that it refuses."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(explained(error)) from error
+
+
+def explained(error: ValidationError) -> str:
+    """Pydantic's complaints in one line each: the field, the rule, the value."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        text = problem["msg"].removeprefix("Value error, ")
+        given = (
+            f", but got {problem['input']!r}"
+            if where and not isinstance(problem["input"], dict) and "got" not in text
+            else ""
+        )
+        lines.append(f"{where}: {text}{given}" if where else text)
+    return "; ".join(lines)
 
 
 class Updates(Identified):
@@ -41,6 +70,9 @@ class Updates(Identified):
         if self.every.length == 0:
             raise ValueError("every must be more than 0")
         return self
+
+    def __hash__(self) -> int:
+        return hash((self.rule, self.every, self.until, frozenset(self.settings.items()), self.allocation))
 
 
 class Settled(Identified):
@@ -172,7 +204,7 @@ class DrawRecipe(Identified):
         None, description="mode of batch normalisation while scoring; default: the criterion's own"
     )
     score_per_class: int = Field(
-        10, gt=0, le=10_000, description="training examples of each class that criteria with gradients score on"
+        10, gt=0, le=10_000, description="training examples of each class that criteria with data score on"
     )
     score_rounds: int | None = Field(
         None, gt=0, le=100_000, description="rounds of scoring at initialisation; default: the method's own"
@@ -189,7 +221,7 @@ class DrawRecipe(Identified):
         None, description="steps between two updates of the mask, of methods that prune during training"
     )
     update_until: Duration | None = Field(None, description="step from which such methods leave the mask as it is")
-    settings: dict[str, float] = Field(
+    settings: dict[str, Finite] = Field(
         {}, description="numbers of the method's own, e.g. fraction=0.5; see --list-methods"
     )
     strategy: Literal[1, 2] = Field(
@@ -223,6 +255,8 @@ class DrawRecipe(Identified):
             )
         if self.fine_tune is not None and self.survivors != "fine-tune":
             raise ValueError(f"fine_tune belongs to survivors 'fine-tune', but survivors is {self.survivors!r}")
+        if self.update_every is not None and self.update_every.length == 0:
+            raise ValueError("update_every must be more than 0")
         if self.relative_rates and self.allocation != "layerwise":
             raise ValueError(
                 f"relative_rates belong to allocation 'layerwise', but the allocation is {self.allocation!r}"

@@ -47,7 +47,7 @@ def command(store: str, data_root: Path | None, as_json: bool) -> int:
 def examine(store: str, data_root: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Everything ``doctor`` reports, as plain values, and what is wrong."""
     from tombola.engines import ENGINES
-    from tombola.lab import versions
+    from tombola.version import versions
 
     problems: list[str] = []
 

@@ -26,6 +26,7 @@ from tombola.recipe import DrawRecipe, Recipe
 
 if TYPE_CHECKING:
     from tombola.draws import Draw
+    from tombola.ticket import Ticket
 
 SEARCH, TRAINING, RUNNING, OUTPUT = "Search", "Training of each net", "Running", "Output"
 _DEFAULTS = {
@@ -36,6 +37,7 @@ _DEFAULTS = {
     "relative_rates": "the task's",
     "unpruned": "the task's",
     "margin": "the task's",
+    "score_per_class": f"{DrawRecipe.model_fields['score_per_class'].default}; 100 for obd, obs and mlprune",
     "survivors": "the method's: reset, where it isn't told",
 }
 _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
@@ -153,6 +155,12 @@ def _ticket_name(recipe: DrawRecipe) -> str:
     return f"{recipe.task}-seed{recipe.seed}.ticket"
 
 
+def _other_round(ticket: Ticket, draw: Draw) -> str:
+    """A word where the ticket isn't that of the chosen round, as none stayed inside the margin."""
+    number = ticket.origin["round"]
+    return "" if number == draw.chosen.number else f"; the best of those outside the margin, round {number}"
+
+
 def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> None:
     from tombola.report.tables import rounds_markdown, rounds_table, save_tables, sentence
 
@@ -165,7 +173,8 @@ def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> No
     chosen = min(draw.chosen.number for draw in draws)
     said = sentence(rows, chosen, metric, task)
     out.mkdir(parents=True, exist_ok=True)
-    tickets = [draw.ticket().save(out / _ticket_name(draw.recipe)) for draw in draws]
+    saved = [draw.ticket() for draw in draws]
+    tickets = [ticket.save(out / _ticket_name(draw.recipe)) for ticket, draw in zip(saved, draws, strict=True)]
     files = save_tables(out, rows, curves, layers)
     files.append(out / "rounds.md")
     files[-1].write_text(rounds_markdown(rows, metric), encoding="utf-8")
@@ -190,8 +199,11 @@ def _report(draws: list[Draw], out: Path, *, figures: bool, as_json: bool) -> No
         return
     output.table(rounds_table(rows, metric, chosen))
     output.sentence(said)
-    sizes = ", ".join(f"{path} ({os.path.getsize(path) / 1000:.1f} kB)" for path in tickets)
-    click.echo(f"Ticket{'s' * (len(tickets) > 1)}: {sizes}")
+    told = [
+        f"{path} ({os.path.getsize(path) / 1000:.1f} kB{_other_round(ticket, draw)})"
+        for path, ticket, draw in zip(tickets, saved, draws, strict=True)
+    ]
+    click.echo(f"Ticket{'s' * (len(tickets) > 1)}: {', '.join(told)}")
     if figures:
         click.echo(
             f"Figure: {out / 'overview.png'} (also SVG and PDF; the single figures and their CSV files beside it)"

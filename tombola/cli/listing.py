@@ -68,7 +68,7 @@ def _roughly(seconds: float | None) -> str:
 
 
 def methods(as_json: bool) -> None:
-    """Print the methods, criteria and controls, each with a line."""
+    """Print the methods, criteria and controls, each with a line, and the settings of methods with their defaults."""
     from tombola.audits.controls import CONTROLS
     from tombola.criteria import CRITERIA
     from tombola.methods import METHODS
@@ -77,14 +77,18 @@ def methods(as_json: bool) -> None:
         kind: {name: _first_line(function) for name, function in known.items()}
         for kind, known in (("methods", METHODS), ("criteria", CRITERIA), ("controls", CONTROLS))
     }
+    settings = {name: dict(method.settings) for name, method in METHODS.items()}
     if as_json:
-        output.document(found)
+        output.document(found | {"settings": settings})
         return
     for kind, lines in found.items():
         click.echo(f"{kind}:")
         width = max(map(len, lines))
         for name, line in lines.items():
             click.echo(f"  {name:{width}}  {line}".rstrip())
+            if kind == "methods" and settings[name]:
+                own = ", ".join(f"{setting}={default:g}" for setting, default in settings[name].items())
+                click.echo(f"  {'':{width}}  settings: {own}")
 
 
 def _first_line(function: Any) -> str:

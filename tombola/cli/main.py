@@ -17,6 +17,7 @@ from tombola.version import __version__
 VERBS = {
     "draw": "Find a winning ticket and judge it beside its controls.",
     "train": "Train one net: dense, or a ticket from a file.",
+    "compare": "Compare methods at equal density and at equal cost.",
     "diagnose": "Look into masks and nets: layers, collapse, cost, gradient flow.",
     "list": "List the draws and runs of a store.",
     "show": "Show a ticket file, a draw or a run.",

@@ -16,8 +16,11 @@ def magnitude(weights: Weights) -> Scores:
 
 @register("scaled_magnitude")
 def scaled_magnitude(weights: Weights) -> Scores:
-    """``|w|`` over the standard deviation of the layer's kept weights: in one ranking over all layers, a threshold of
-    so many standard deviations, the same in each (Han et al. 2015, section 3.1). 0 where all are equal."""
+    """``|w|`` over the standard deviation of the layer's kept weights (Han et al. 2015, section 3.1).
+
+    In one ranking over all layers that is a threshold of so many standard deviations, the same number in each. 0 where
+    all weights of a layer are equal.
+    """
     kept = {n: w if weights.mask is None else w[weights.mask[n].to(w.device)] for n, w in weights.final.items()}
     return {n: w.abs() / s if (s := _deviation(kept[n])) else torch.zeros_like(w) for n, w in weights.final.items()}
 

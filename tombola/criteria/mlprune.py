@@ -1,4 +1,4 @@
-"""MLPrune: optimal brain surgeon with a Kronecker-factored Fisher, over the whole net (Zeng & Urtasun 2018)."""
+"""MLPrune: optimal brain surgeon with a Kronecker-factored Fisher, over the whole net (Zeng & Urtasun 2019)."""
 
 from __future__ import annotations
 

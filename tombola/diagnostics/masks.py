@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tombola.draws import Draw, masks
+from tombola.draws import Draw, numbered_masks
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab
 from tombola.mask import Mask
@@ -44,24 +44,26 @@ def whole_mask(lab: Lab, recipe: DrawRecipe) -> Mask:
 
 def masks_of(lab: Lab, recipe: DrawRecipe) -> Iterator[FoundMask]:
     """The masks of all rounds of a draw but the dense one. Only a method that needs training trains."""
-    for number, mask in enumerate(masks(Draw(recipe, lab)), start=1):
+    for number, mask in numbered_masks(Draw(recipe, lab)):
         yield FoundMask(recipe.method, recipe.seed, number, mask.density, mask)
 
 
 def masks_at(lab: Lab, recipe: DrawRecipe, densities: Sequence[float]) -> Iterator[FoundMask]:
     """A method's mask at each density (0 to 1, both excluded), from the densest on.
 
-    The masks are those of draws with the rest of ``recipe``. Where rounds build on each other, as IMP's do, each density has a
-    draw of its own, whose ladder ends there; the rounds above are shared through the store. All other methods go to
-    each density straight, in one draw.
+    The masks are those of draws with the rest of ``recipe``. Where rounds build on each other, as IMP's do, each
+    density has a draw of its own, whose ladder ends there; the rounds above are shared through the store. All other
+    methods go to each density straight, in one draw.
 
-    Raises ``TombolaError`` where a net diverges and its search ends before a density.
+    Raises ``InputError`` for a method that finds a density of its own, ``TombolaError`` where a search gives no mask of
+    a density: a net diverged, or its channels didn't settle.
     """
     ladder = sorted(set(densities), reverse=True)
-    if not get_method(recipe.method).cumulative:
-        found = masks_of(lab, _changed(recipe, densities=ladder))
-        for density, one in zip(ladder, found, strict=True):
-            yield FoundMask(one.method, one.seed, one.round, density, one.mask)
+    method = get_method(recipe.method)
+    if not method.densities:
+        raise InputError(f"method {recipe.method!r} finds a density of its own, so it has no mask at others")
+    if not method.cumulative:
+        yield from _straight(lab, _changed(recipe, densities=ladder), ladder)
         return
     for density in ladder:
         *_, last = masks_of(lab, _changed(recipe, density=density))
@@ -71,6 +73,19 @@ def masks_at(lab: Lab, recipe: DrawRecipe, densities: Sequence[float]) -> Iterat
                 "a net diverged, so lower the learning rate"
             )
         yield FoundMask(last.method, last.seed, last.round, density, last.mask)
+
+
+def _straight(lab: Lab, recipe: DrawRecipe, ladder: Sequence[float]) -> Iterator[FoundMask]:
+    """The masks of a draw that goes to each density by itself, so that one may be missing."""
+    found = numbered_masks(Draw(recipe, lab))
+    for number, density in enumerate(ladder, start=1):
+        at, mask = next(found, (None, None))
+        if mask is None or at != number:
+            raise TombolaError(
+                f"method {recipe.method!r} has found no mask of density {density:g} for seed {recipe.seed}: "
+                "leave that density out, or train longer"
+            )
+        yield FoundMask(recipe.method, recipe.seed, number, density, mask)
 
 
 def _changed(recipe: DrawRecipe, **ending: Any) -> DrawRecipe:

@@ -61,7 +61,8 @@ def begin(
             Plan(recipe.engine, "asked for") if recipe.engine != "auto" else _choose(model, mask, task, train, recipe)
         )
     session = open_session(plan, model, mask, task, train, recipe, seed)
-    return Plan(plan.engine, plan.reason, dict(session.layers)), session
+    # A run that goes on may have another mask by now, but tells of its beginning.
+    return Plan(plan.engine, plan.reason, plan.layers or dict(session.layers)), session
 
 
 def compiles_first(recipe: Recipe) -> bool:
@@ -93,7 +94,7 @@ def _choose(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: R
         plan_program(model, *args)
     except UnsupportedError as error:
         return _without_sparse(model, mask, task, train, recipe, str(error))
-    work = cost(model, mask, example=train.take(torch.zeros(1, dtype=torch.int64))[0])
+    work = cost(model, mask, example=train.take(torch.zeros(2, dtype=torch.int64))[0])
     share = _share_of_convolutions(work)
     kept = f"{100 * mask.density:.3g} % of the weights are kept"
     if share is None:
@@ -109,7 +110,7 @@ def _choose(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: R
 
 def _without_sparse(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, why: str) -> Plan:
     why = f"the sparse engine can't: {why}"
-    example = train.take(torch.zeros(1, dtype=torch.int64))
+    example = train.take(torch.zeros(2, dtype=torch.int64))
     if (
         recipe.updates is not None
         or mask.density == 1

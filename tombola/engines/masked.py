@@ -37,7 +37,6 @@ class MaskedSession:
         self._scales = batch_norm_scales(self.model) if recipe.scale_l1 else {}
         self.steps_per_epoch = recipe.steps_per_epoch(len(train))
         self.step = recipe.start.steps(self.steps_per_epoch)
-        self._noise = stream_seed(seed, "noise")
         self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
         self._graph = self._new_graph()
 
@@ -71,7 +70,7 @@ class MaskedSession:
             for _ in range(steps):
                 # Dropout and the like draw from the global state: seeded by step, so that bits depend on no stretch's
                 # length.
-                _seed_noise((self._noise + self.step) % 2**63, device)
+                seed_noise(self.seed, self.step, device)
                 set_rate(self.optimizer, self.recipe.lr_at(self.step, self.steps_per_epoch))
                 index = self._index(self.step)
                 loss, size = self.advance(index) if self._graph is None else self._graph.advance(self, index)
@@ -184,10 +183,12 @@ class MaskedSession:
         self.step = int(state["step"])
 
 
-def _seed_noise(seed: int, device: str) -> None:
-    torch.default_generator.manual_seed(seed)
+def seed_noise(seed: int, step: int, device: str) -> None:
+    """Set torch's global random state to what a step of a seed's training draws from (stream ``noise``)."""
+    own = (stream_seed(seed, "noise") + step) % 2**63
+    torch.default_generator.manual_seed(own)
     if device.startswith("cuda"):
-        torch.cuda.manual_seed(seed)
+        torch.cuda.manual_seed(own)
 
 
 def epoch_order(seed: int, epoch: int, train: Examples, draw: int = 0) -> Tensor:

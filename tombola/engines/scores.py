@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tombola.engines.masked import MaskedSession, optimizer_over
 from tombola.errors import InputError
 from tombola.mask import Mask
+from tombola.pruning import top
 from tombola.recipe import Recipe
 from tombola.seeds import stream
 from tombola.tasks.task import Examples, Task
@@ -164,6 +165,8 @@ class _Top(_Searched):
         if not self._count:
             return self.allowed
         ranks = self.scores.abs().masked_fill(~self.allowed, -1.0).flatten()
+        if not ranks.is_cuda:  # the same, several times as fast
+            return top(ranks, self._count).view_as(self.allowed)
         least = ranks.kthvalue(ranks.numel() - self._count + 1).values
         above, level = ranks > least, ranks == least
         first = level & (level.cumsum(0) <= self._count - above.sum())

@@ -15,15 +15,19 @@ from tombola.methods.supermask import Supermask
 from tombola.updates.registry import RULES
 
 
-def _during(rule: str) -> During:
-    return During(RULES[rule].description, allocation=RULES[rule].allocation, rule=rule)
+def _during(rule: str, source: str) -> During:
+    words = RULES[rule].description
+    line = f"{words[0].upper()}{words[1:]} ({source})."
+    return During(line, allocation=RULES[rule].allocation, rule=rule)
 
 
 _TUNED = ("fine-tune", "lr-rewind", "reset", "rewind")
 
 METHODS: dict[str, Method] = {
-    "imp": Iterative("Train, prune the lowest, give the survivors back their values, and again."),
-    "one_shot": OneShot("Train the dense net once; prune it to each density at one go."),
+    "imp": Iterative(
+        "Train, prune the lowest, give the survivors back their values, and again (Frankle & Carbin 2019)."
+    ),
+    "one_shot": OneShot("Train the dense net once; prune it to each density at one go (Frankle & Carbin 2019)."),
     "lr_rewind": Iterative(
         "Prune and replay the learning rates on final values (Renda et al. 2020).", survivors=("lr-rewind",)
     ),
@@ -34,17 +38,24 @@ METHODS: dict[str, Method] = {
         survivors=("fine-tune",),
     ),
     "obd": Iterative(
-        "Prune by second derivatives and fine-tune (LeCun et al. 1990).", "obd", "global", _TUNED, straight=True
+        "Prune by second derivatives and fine-tune (LeCun et al. 1990).",
+        "obd",
+        "global",
+        _TUNED,
+        straight=True,
+        per_class=100,
     ),
     "obs": Iterative(
         "Prune and compensate, layer by layer, and fine-tune (Hassibi & Stork 1993; Dong et al. 2017).",
         *("obs", "layerwise", _TUNED),
         straight=True,
+        per_class=100,
     ),
     "mlprune": Iterative(
         "Prune by Kronecker-factored Fisher information and fine-tune (Zeng & Urtasun 2019).",
         *("mlprune", "global", _TUNED),
         straight=True,
+        per_class=100,
     ),
     "deep_compression": DeepCompression(
         "Prune as han, share values, tune what they share (Han et al. 2016).",
@@ -53,11 +64,11 @@ METHODS: dict[str, Method] = {
         survivors=("fine-tune",),
     ),
     "early_bird": EarlyBird("Channels that settle early in training, cut away (You et al. 2020)."),
-    "gradual": _during("gradual"),
-    "set": _during("set"),
-    "dsr": _during("dsr"),
-    "deep_r": _during("deep_r"),
-    "rigl": _during("rigl"),
+    "gradual": _during("gradual", "Zhu & Gupta 2017"),
+    "set": _during("set", "Mocanu et al. 2018"),
+    "dsr": _during("dsr", "Mostafa & Wang 2019"),
+    "deep_r": _during("deep_r", "Bellec et al. 2018"),
+    "rigl": _during("rigl", "Evci et al. 2020"),
     "supermask": Supermask(
         "Weights stay untrained, probabilities to keep them are trained (Zhou et al. 2019).",
         densities=(),
@@ -65,6 +76,7 @@ METHODS: dict[str, Method] = {
     ),
     "edge_popup": Supermask(
         "Weights stay untrained, the best scores choose a share of each layer (Ramanujan et al. 2020).",
+        allocation="uniform",
         trains="top_scores",
         rates={"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
     ),
@@ -75,9 +87,11 @@ METHODS: dict[str, Method] = {
     "synflow": AtInit(
         "Before training and without data, by synaptic flow in 100 rounds (Tanaka et al. 2020).", "synflow"
     ),
-    "magnitude_at_init": AtInit("Before training, by the size of the initial weights.", "magnitude"),
-    "random_at_init": AtInit("Before training, at random.", "random"),
-    "at_init": AtInit("Before training, by the criterion asked for."),
+    "magnitude_at_init": AtInit(
+        "Before training, by the size of the initial weights (a baseline of Frankle et al. 2021).", "magnitude"
+    ),
+    "random_at_init": AtInit("Before training, at random (a baseline of Frankle et al. 2021).", "random"),
+    "at_init": AtInit("Before training, by the criterion asked for (whose source it is)."),
 }
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from tombola.at_init import prune_at_init
 from tombola.mask import Mask
-from tombola.methods.base import Method, Round, Search, Work, measured
+from tombola.methods.base import Method, Round, Search
+from tombola.methods.work import Work, measured
 from tombola.seeds import stream
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tombola.batches import moved
 from tombola.criteria import Criterion, compensated, criterion, score, traits
 from tombola.durations import Duration
-from tombola.errors import InputError
+from tombola.errors import InputError, suggestion
 from tombola.lab import Lab, Run
 from tombola.mask import Mask, prunable
+from tombola.methods.work import Work, measured
 from tombola.pruning import Allocation, check_patterns, prune
+from tombola.recipe import DrawRecipe, Recipe
 from tombola.seeds import stream
 from tombola.tasks.balance import balanced
 from tombola.tasks.task import State
@@ -40,6 +39,7 @@ class Method:
     ``criterion`` is the one it goes by, None for the one that the search names; ``allocation`` None is the task's.
     ``survivors`` are the kinds it can train from, the first by default. A ``straight`` method goes to the densities
     asked for, ``densities`` by default (none where it finds its own); another goes down a ladder to them.
+    ``per_class`` examples of each class are scored on by default.
     """
 
     description: str
@@ -48,6 +48,7 @@ class Method:
     survivors: tuple[str, ...] = SURVIVORS
     straight: bool = False
     densities: tuple[float, ...] = STRAIGHT
+    per_class: int = 10
 
     prunes: ClassVar[Literal["before", "during", "after"]] = "after"
     """When it prunes, seen from the training."""
@@ -55,11 +56,66 @@ class Method:
     """Whether a round prunes what the one before has left."""
     updates: ClassVar[bool] = False
     """Whether the mask is updated during training."""
+    scores: ClassVar[bool] = True
+    """Whether a criterion scores weights."""
+    spreads: ClassVar[bool] = True
+    """Whether a density can be spread over layers in other ways than ``allocation``."""
 
     @property
     def settings(self) -> Mapping[str, float]:
-        """Numbers of the method's own, with their defaults; NaN for one that must be given."""
+        """Numbers of the method's own, with their defaults."""
         return {}
+
+    def chosen(self, given: Mapping[str, float]) -> dict[str, float]:
+        """The settings: those given, and the defaults of the others."""
+        return {**self.settings, **given}
+
+    def trains_tickets(self, survivors: str) -> bool:
+        """Whether the net of a round is trained from its ticket's values, so that a control can change one thing."""
+        return survivors != "keep"
+
+    def check(self, recipe: DrawRecipe) -> None:
+        """``InputError`` for what doesn't go with the method."""
+        who, default = f"method {recipe.method!r}", DrawRecipe.model_fields["criterion"].default
+        if recipe.criterion != default and not self.scores:
+            raise InputError(f"{who} scores no weights, but criterion {recipe.criterion!r} is asked for: leave it out")
+        if recipe.criterion != default and self.criterion is not None:
+            raise InputError(
+                f"{who} goes by its own criterion, {self.criterion!r}, but criterion {recipe.criterion!r} is asked "
+                f"for: method {'at_init' if self.prunes == 'before' else 'imp'!r} takes any"
+            )
+        if recipe.allocation != self.allocation and not self.spreads:
+            raise InputError(
+                f"{who} spreads a density in its own way, {self.allocation!r}, "
+                f"but allocation is {recipe.allocation!r}: leave it out"
+            )
+        if self.straight and not self.densities and (recipe.rounds != 1 or recipe.stop_at_margin):
+            raise InputError(
+                f"{who} finds a density of its own: leave out density, densities, rounds and stop_at_margin"
+            )
+        if recipe.survivors not in self.survivors:
+            raise InputError(
+                f"{who} takes survivors {' or '.join(self.survivors)}, but survivors is {recipe.survivors!r}"
+            )
+        if recipe.strategy == 2 and not self.cumulative:
+            raise InputError(f"{who} has no rounds that build on each other, which strategy 2 is about: leave it out")
+        if recipe.controls and not self.trains_tickets(recipe.survivors):
+            others = [kind for kind in self.survivors if self.trains_tickets(kind)]
+            raise InputError(
+                f"a control trains a ticket's net again with one thing changed, but {who} with survivors "
+                f"{recipe.survivors!r} trains nothing from its ticket: "
+                + (f"give survivors {' or '.join(others)}, or no controls" if others else "leave controls out")
+            )
+        if (recipe.update_every is not None or recipe.update_until is not None) and not self.updates:
+            raise InputError(f"{who} updates no mask during training: leave out update_every and update_until")
+        for name in recipe.settings:
+            if name not in self.settings:
+                known = ", ".join(self.settings) or "none"
+                raise InputError(f"{who} has no setting {name!r}, but these: {known}.{suggestion(name, self.settings)}")
+        self.check_settings(recipe)
+
+    def check_settings(self, recipe: DrawRecipe) -> None:
+        """``InputError`` for values of settings that the method can't take."""
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds; round 0 is the dense net."""
@@ -84,6 +140,9 @@ class Survivors:
     keep        final                            none: the net is judged as it is
     continue    those it was pruned with         the rest of it (You et al. 2020)
     =========== ================================ ==========================================================
+
+    A cosine schedule ends at a rate of 0, at which nothing would train: there it is a hundredth of the full rate, where
+    the usual schedule of two steps ends.
     """
 
     kind: str = "reset"
@@ -101,13 +160,23 @@ class Survivors:
             per_epoch = lab.steps_per_epoch(dense.seed, recipe)
             changes = {
                 "steps": self.length or recipe.steps,
-                "lr": recipe.lr_at(recipe.steps.steps(per_epoch) - 1, per_epoch),
+                "lr": _last_rate(recipe, per_epoch),
                 "lr_schedule": "constant",
                 "milestones": (),
                 "warmup": ZERO,
             }
             recipe = recipe.model_copy(update=changes)
         return values, lab.train(dense.seed, start=values, mask=mask, recipe=recipe)
+
+
+def any_engine(recipe: Recipe) -> Literal["auto", "masked"]:
+    """The engine of a training that the engine asked for may not be made for: left to choice, or the reference."""
+    return "auto" if recipe.engine == "auto" else "masked"
+
+
+def _last_rate(recipe: Recipe, per_epoch: int) -> float:
+    last = recipe.lr_at(recipe.steps.steps(per_epoch) - 1, per_epoch)
+    return max(last, recipe.lr / 100) if recipe.lr_schedule == "cosine" else last
 
 
 @dataclass(frozen=True)
@@ -212,17 +281,6 @@ class Round:
     scoring: Work = field(default_factory=lambda: Work())
 
 
-@dataclass
-class Work:
-    """What something took: seconds of the processor, and floating-point operations of products and convolutions."""
-
-    seconds: float = 0.0
-    flops: int = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.seconds + other.seconds, self.flops + other.flops)
-
-
 @dataclass(frozen=True)
 class Pruned:
     """A pruned net: its mask, its trained values before masking, and what it took to score its weights."""
@@ -230,12 +288,3 @@ class Pruned:
     mask: Mask
     values: State
     work: Work
-
-
-@contextmanager
-def measured() -> Iterator[Work]:
-    """Measure the work of a block; what is given is filled in at its end."""
-    work, began = Work(), time.process_time()
-    with FlopCounterMode(display=False) as counter:
-        yield work
-    work.seconds, work.flops = time.process_time() - began, counter.get_total_flops()

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tombola.durations import Duration
+from tombola.errors import InputError
 from tombola.lab import Run
 from tombola.mask import Mask
-from tombola.methods.base import Round, Search
+from tombola.methods.base import Round, Search, any_engine
 from tombola.methods.iterative import Iterative
-from tombola.shipping.sharing import share
+from tombola.recipe import DrawRecipe
+from tombola.shipping.sharing import MOST_BITS, share
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,26 @@ class DeepCompression(Iterative):
     @property
     def settings(self) -> Mapping[str, float]:
         """``bits`` of a linear layer's indices, and ``conv_bits`` of a convolution's: 2 to that power are its values
-        at most (5 and 8, section 5 of the paper). ``tuning``: length of the training of centroids, as a share of that of
-        survivors; the default is ours."""
+        at most (5 and 8, section 5 of the paper). ``tuning``: length of the training of centroids, as a share of that
+        of survivors; the default is ours."""
         return {"bits": 5, "conv_bits": 8, "tuning": 0.1}
+
+    def check_settings(self, recipe: DrawRecipe) -> None:
+        """``InputError`` for bits that aren't whole numbers from 1 to 12, and a tuning that isn't above 0."""
+        chosen = self.chosen(recipe.settings)
+        for name in ("bits", "conv_bits"):
+            if chosen[name] not in range(1, MOST_BITS + 1):
+                raise InputError(f"{name} must be a whole number from 1 to {MOST_BITS}, but got {chosen[name]:g}")
+        if not chosen["tuning"] > 0:
+            raise InputError(f"tuning must be a share of the steps, above 0, but got {chosen['tuning']:g}")
+
+    def trains_tickets(self, survivors: str) -> bool:
+        """The ticket is the tuned net itself."""
+        return False
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds of the pruning, each with its values shared."""
-        chosen = {**self.settings, **search.settings}
+        chosen = self.chosen(search.settings)
         for found in super().__call__(search):
             if found.number == 0 or found.run.diverged:
                 yield found
@@ -43,7 +58,7 @@ class DeepCompression(Iterative):
 def _tuned(search: Search, run: Run, mask: Mask, bits: Mapping[str, int], share_of_steps: float) -> Run:
     lab = search.lab
     steps = run.recipe.steps.steps(lab.steps_per_epoch(search.seed, run.recipe))
-    recipe = run.recipe.model_copy(
-        update={"trains": "centroids", "steps": Duration(max(1, round(share_of_steps * steps)))}
-    )
-    return lab.train(search.seed, start=share(run.final, mask, bits), mask=mask, recipe=recipe)
+    length = Duration(max(1, round(share_of_steps * steps)))
+    changes = {"trains": "centroids", "steps": length, "engine": any_engine(run.recipe)}
+    recipe = run.recipe.model_copy(update=changes)
+    return lab.train(search.seed, start=share(run.final, mask, bits), mask=mask, recipe=recipe, arm="shared values")

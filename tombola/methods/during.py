@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tombola.criteria import score
 from tombola.durations import Duration
+from tombola.errors import InputError
 from tombola.mask import Mask
-from tombola.methods.base import Method, Round, Search
+from tombola.methods.base import Method, Round, Search, any_engine
 from tombola.pruning import prune
-from tombola.recipe import Recipe, Updates
+from tombola.recipe import DrawRecipe, Recipe, Updates
 from tombola.seeds import stream
-from tombola.updates.registry import RULES, make_rule
+from tombola.updates.registry import RULES, make_rule, settings_of
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,21 @@ class During(Method):
 
     prunes: ClassVar = "during"
     updates: ClassVar = True
+    scores: ClassVar = False
 
     @property
     def settings(self) -> Mapping[str, float]:
-        """The rule's settings but for the density, which is the round's."""
-        fields = {f.name: f for f in dataclasses.fields(RULES[self.rule])}  # type: ignore[arg-type]
-        return {n: math.nan if f.default is dataclasses.MISSING else f.default for n, f in fields.items() if n != _OWN}
+        """The rule's numbers but for the density, which is the round's."""
+        return {n: float(v) for n, v in settings_of(self.rule).items() if n != _OWN and isinstance(v, (int, float))}
+
+    def check_settings(self, recipe: DrawRecipe) -> None:
+        """``InputError`` for what the rule refuses."""
+        make_rule(self.rule, {**recipe.settings, **({_OWN: 0.5} if self.gradual else {})})
+        if self.gradual and recipe.allocation == "layerwise":
+            raise InputError(
+                "gradual pruning has no rounds and so no rates by layer: allocation must be global, uniform or erk, "
+                "but is 'layerwise'"
+            )
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds, each a training of its own."""
@@ -47,28 +55,38 @@ class During(Method):
         yield Round(0, dense.mask, dense.start, dense)
         for number, (density, recipe) in enumerate(zip(search.densities, recipes, strict=True), start=1):
             first = self._first(search, density, number)
-            run = search.lab.train(search.seed, start=dense.start, mask=first, recipe=recipe)
+            arm = f"ticket to {density:.2%}" if self.gradual else "ticket"
+            run = search.lab.train(search.seed, start=dense.start, mask=first, recipe=recipe, arm=arm)
             yield search.judged(number, dense, run, run.final_mask)
 
     def recipe(self, search: Search, density: float) -> Recipe:
-        """The recipe of a training to a density. ``InputError`` for settings that the rule refuses."""
+        """The recipe of a training to a density. ``InputError`` where no update of its mask would ever come."""
         rule, lab = RULES[self.rule], search.lab
-        settings = {**search.settings, **({_OWN: density} if self.gradual else {})}
-        make_rule(self.rule, settings)  # what it refuses is refused before anything is trained
-        steps = lab.recipe.steps.steps(lab.steps_per_epoch(search.seed, lab.recipe))
+        per_epoch = lab.steps_per_epoch(search.seed, lab.recipe)
+        first, last = (duration.steps(per_epoch) for duration in (lab.recipe.start, lab.recipe.steps))
+        every = Duration.of(rule.every) if search.update_every is None else search.update_every
+        until = Duration(round(rule.until * last)) if search.update_until is None else search.update_until
+        settings = {name: value for name, value in search.settings.items() if value != self.settings[name]}
         updates = Updates(
             rule=self.rule,
-            every=search.update_every or Duration.of(rule.every),
-            until=search.update_until or Duration(round(rule.until * steps)),
-            settings=settings,
-            allocation=search.allocation if self.gradual else None,
+            every=every,
+            until=until,
+            settings=settings | ({_OWN: density} if self.gradual else {}),
+            allocation=str(search.allocation) if self.gradual else None,
         )
-        return lab.recipe.model_copy(update={"updates": updates})
+        step, end = max(1, every.steps(per_epoch)), min(until.steps(per_epoch), last)
+        if (first // step + 1) * step >= end:
+            raise InputError(
+                f"{self.rule} must update the mask at least once, but updates every {step} steps that end before step "
+                f"{end} never come: make update_every smaller, update_until larger, or train longer"
+            )
+        engine = any_engine(lab.recipe) if lab.recipe.engine == "compact" else lab.recipe.engine
+        return lab.recipe.model_copy(update={"updates": updates, "engine": engine})
 
     @property
     def gradual(self) -> bool:
         """Whether the rule goes down to a density of its own, and so begins dense."""
-        return any(field.name == _OWN for field in dataclasses.fields(RULES[self.rule]))  # type: ignore[arg-type]
+        return _OWN in settings_of(self.rule)
 
     def _first(self, search: Search, density: float, number: int) -> Mask:
         model = search.lab.task.build(search.seed)

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from tombola.lab import Run
 from tombola.mask import Mask
-from tombola.methods.base import Method, Round, Search, Work
+from tombola.methods.base import Method, Round, Search
+from tombola.methods.work import Work
 
 
 @dataclass(frozen=True)

@@ -243,10 +243,11 @@ def _no_ticket(tickets: Mapping[int, Group], metric: str, task: str) -> str:
     if len(tickets) == 1:
         return f"No ticket of {task} was drawn: {shown}."
     sign = -1 if lower_is_better(metric) else 1
-    drawn = [(sign * s.mean, g) for g in tickets.values() if g.round and (s := g.spread("stop_metric"))]
+    drawn = [g for g in tickets.values() if g.round and g.spread("stop_metric")]
     if not drawn:
         return f"No ticket of {task} gave a result: {shown}."
-    best = max(drawn, key=lambda pair: pair[0])[1]
+    # By validation data, as the ticket that is saved: test data choose nothing.
+    best = max(drawn, key=lambda g: sign * s.mean if (s := g.spread("validation_metric")) else -math.inf)
     return (
         f"No ticket of {task} stayed within the margin of the dense net: {shown}, and the best ticket{'s' * many}, "
         f"at {percent(best.density)} density (round {best.round}), {_reading(best, dense, metric)}."

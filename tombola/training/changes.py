@@ -11,21 +11,21 @@ from tombola.criteria.base import untouched
 from tombola.criteria.gradients import loss_of
 from tombola.early_bird import channel_mask, scales, settled
 from tombola.engines import Session
-from tombola.engines.masked import epoch_order
+from tombola.engines.masked import epoch_order, seed_noise
 from tombola.errors import InputError
 from tombola.recipe import Recipe
 from tombola.seeds import stream
 from tombola.tasks.task import Examples, Task
 from tombola.training.checkpoint import Progress
-from tombola.updates.base import Moment
+from tombola.updates.base import Moment, all_finite
 from tombola.updates.registry import make_rule
 
 
 class Changes:
     """The changes that a recipe asks for. What they depend on is kept in the training's ``Progress``.
 
-    Raises ``InputError`` for a rule that is not known, for settings that it hasn't or that are out of range, and where
-    no update would ever come.
+    Raises ``InputError`` for a rule that is not known, for settings that it hasn't or that are out of range, where no
+    update would ever come, where the mask covers weights that aren't trained, and where no channels could settle.
     """
 
     def __init__(
@@ -43,16 +43,29 @@ class Changes:
             self._rule = make_rule(asked.rule, {**asked.settings, **spread})
             self._every = max(1, asked.every.steps(self._per_epoch))
             self._until = min(asked.until.steps(self._per_epoch), self._last)
-            if self.next_after(self._first) is None:
+            if self._next_update(self._first) is None:
                 raise InputError(
                     f"the mask must be updated at least once, but updates every {self._every} steps that end before "
                     f"step {self._until} never come: update more often, or train longer"
                 )
+            frozen = [name for name, p in session.mask.parameters(session.model).items() if not p.requires_grad]
+            if frozen:
+                raise InputError(
+                    f"updates of a mask need weights that are trained, but {frozen[0]!r} is frozen (requires_grad is "
+                    "False): leave it out of the mask"
+                )
+        if self._settles is not None and not progress.channels:
+            channel_mask(scales(session.model), self._settles.density)  # what it refuses is refused at once
 
     @property
     def updates(self) -> bool:
         """Whether the mask changes."""
         return bool(self._every)
+
+    @property
+    def settles(self) -> bool:
+        """Whether channel masks are looked at."""
+        return self._settles is not None
 
     @property
     def settled(self) -> bool:
@@ -62,18 +75,22 @@ class Changes:
 
     def next_after(self, step: int) -> int | None:
         """The next step before which there is something to do."""
-        found = []
-        if self._every and (following := (step // self._every + 1) * self._every) < self._until:
-            found.append(following)
-        if self._settles is not None:
-            found.append((step // self._per_epoch + 1) * self._per_epoch)
-        return min(found, default=None)
+        update, epoch = self._next_update(step), (step // self._per_epoch + 1) * self._per_epoch
+        found = [update] if update is not None else []
+        return min([*found, epoch] if self.settles else found, default=None)
+
+    def _next_update(self, step: int) -> int | None:
+        following = (step // self._every + 1) * self._every if self._every else self._until
+        return following if following < self._until else None
 
     def look(self) -> None:
         """Note the channel mask where an epoch is over. To be done once at a step, after the steps before it."""
         session = self._session
-        if self._settles is not None and session.step > self._first and session.step % self._per_epoch == 0:
-            self._progress.channels.append(channel_mask(scales(session.model), self._settles.density))
+        if self._settles is None or session.step == self._first or session.step % self._per_epoch:
+            return
+        found = scales(session.model)
+        if all_finite(found):  # else it has diverged, which the next evaluation sees
+            self._progress.channels.append(channel_mask(found, self._settles.density))
 
     def update(self) -> int:
         """Update the mask if that is due before the next step; how many examples the rule took dense gradients on.
@@ -98,7 +115,8 @@ class Changes:
             memory=self._progress.memory,
         )
         change = self._rule.update(moment)
-        session.remask(change.mask, change.values)
+        if change.mask is not session.mask or change.values:
+            session.remask(change.mask, change.values)
         self._progress.memory = dict(change.memory)
         self._progress.mask = change.mask
         if change.replaces_step:
@@ -113,6 +131,8 @@ class Changes:
         order = epoch_order(self._seed, epoch, self._train, self._recipe.order)
         examples = self._train.take(order[position * batch : (position + 1) * batch].to(self._recipe.device))
         with untouched(model, "train"):
+            # Dropout is off, but the net may draw other random numbers.
+            seed_noise(self._seed, session.step, self._recipe.device)
             covered = session.mask.parameters(model)
             loss = loss_of(self._task.loss, model, examples)
             found = torch.autograd.grad(loss, list(covered.values()), allow_unused=True)

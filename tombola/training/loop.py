@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tombola.batches import tensors
 from tombola.costs import Cost, cost
+from tombola.criteria.base import untouched
 from tombola.engines import Plan, begin, check_device, evaluate
 from tombola.engines.replicates import Place, Replicate, ReplicatedSession
 from tombola.errors import InputError
@@ -99,13 +100,13 @@ def train(
     saved = training.saved
     if saved is not None:
         plan, place = saved.plan, saved.progress.place
-        if (now := saved.progress.mask) is not None:
-            mask = Mask({name: now[name] for name in mask})  # in the order that random draws go by
+        mask = mask if saved.progress.mask is None else saved.progress.mask
     if place is not None:
         return dict(train_together(task, recipe, {place.number: training}, place.of))[place.number]
     with _threads(recipe.threads):
         check_device(recipe)
         training = replace(training, splits=splits.to(recipe.device))
+        mask = _in_order(mask, model)
         plan, session = begin(model, mask, task, training.splits.train, recipe, seed, plan)
         if saved is not None:
             session.load(saved.state)
@@ -201,10 +202,13 @@ def _carry_out(
                 course.save()
 
 
-def _train_to_evaluation(courses: Mapping[int, _Course], stretch: Callable[[int], Sequence[float]]) -> dict[int, float]:
+def _train_to_evaluation(
+    courses: Mapping[int, _Course], stretch: Callable[[int], Sequence[float]]
+) -> dict[int, float | None]:
     """Train to the next multiple of ``evaluate_every``, or to where a course is over; the mean losses.
 
-    In one stretch but for the steps to keep and those before which something changes.
+    In one stretch but for the steps to keep and those before which something changes. None where nothing was trained,
+    as updates took the place of every step.
     """
     lead = next(iter(courses.values()))
     target, trained = lead.next_evaluation, 0
@@ -212,6 +216,7 @@ def _train_to_evaluation(courses: Mapping[int, _Course], stretch: Callable[[int]
     while (step := lead.session.step) < target and not lead.over:
         lead.update_mask()
         if lead.session.step > step:  # the update took the step's place
+            lead.note(0)
             continue
         stops = [*(k for k in lead.training.keep if k > step), lead.next_change or target, target]
         steps = min(stops) - step
@@ -220,7 +225,7 @@ def _train_to_evaluation(courses: Mapping[int, _Course], stretch: Callable[[int]
         for number, course in courses.items():
             losses[number] += means[number] * steps
             course.note(steps)
-    return {number: loss / max(1, trained) for number, loss in losses.items()}
+    return {number: loss / trained if trained else None for number, loss in losses.items()}
 
 
 class _Course:
@@ -324,8 +329,8 @@ class _Course:
             summary["engine_place"] = [progress.place.number, progress.place.of]
         if self.cost is not None:
             summary["flops"] = progress.flops
-        if progress.channels:
-            summary["settled"] = self.changes is not None and self.changes.settled
+        if self.changes is not None and self.changes.settles:
+            summary["settled"] = self.changes.settled
         status = "diverged" if progress.diverged else "finished"
         return Outcome(status, final, progress.history, summary, self.session.mask, progress.kept)
 
@@ -346,12 +351,21 @@ class _Course:
 
 
 def training_cost(model: nn.Module, mask: Mask, train: Examples) -> Cost | None:
-    """What a net costs on these examples; None where it can't be run on the first part of a batch of them."""
-    parts = tensors(train.take(torch.zeros(1, dtype=torch.int64)))
+    """What a net costs on these examples; None where it can't be run on the first part of a batch."""
+    parts = tensors(train.take(torch.zeros(2, dtype=torch.int64)))  # one has no statistics to normalise by
+    if not parts:
+        return None
     try:
-        return cost(model, mask, example=parts[0]) if parts else None
+        with untouched(model, "eval"):
+            return cost(model, mask, example=parts[0])
     except InputError:
         return None
+
+
+def _in_order(mask: Mask, model: nn.Module) -> Mask:
+    """The mask in the model's order, by which random draws go, in whatever order it came or was read."""
+    own = [name for name, _ in model.named_parameters() if name in mask]
+    return Mask({name: mask[name] for name in dict.fromkeys([*own, *mask])})
 
 
 def _copy(model: nn.Module) -> State:

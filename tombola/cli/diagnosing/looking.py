@@ -68,14 +68,9 @@ def training_options(default_seed: str, default: str, skip: tuple[str, ...]) -> 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """The recipe with other values in some fields. ``InputError`` for what doesn't go together."""
-    from pydantic import ValidationError
+    from tombola.recipe import checked
 
-    from tombola.draws import explained
-
-    try:
-        return Recipe.model_validate({**recipe.model_dump(), **changes})
-    except ValidationError as error:
-        raise InputError(explained(error)) from error
+    return checked(Recipe, {**recipe.model_dump(), **changes})
 
 
 def mean(values: Iterable[float]) -> str:

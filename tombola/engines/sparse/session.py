@@ -95,6 +95,7 @@ class SparseSession:
 
     def remask(self, mask: Mask, values: Mapping[str, Tensor] | None = None) -> None:
         """Go on under another mask (see ``MaskedSession.remask``): the program is made anew, from its indices on."""
+        mask.parameters(self._model)  # refuses what doesn't fit
         state = remasked(self.state(), mask, values)
         self.__init__(self.model, mask, self.task, self.train, self.recipe, self.seed)  # type: ignore[misc]
         self.load(state)

@@ -1,0 +1,245 @@
+"""``tombola compare``: several methods in one table, at equal density and at equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tombola.cli import output
+from tombola.cli.options import (
+    Function,
+    Verb,
+    data_root_option,
+    given,
+    json_option,
+    option,
+    path_option,
+    recipe_options,
+    seeds_option,
+    store_option,
+    validated,
+)
+from tombola.cli.places import check_writable
+from tombola.errors import InputError, TombolaError
+from tombola.recipe import DrawRecipe, Recipe
+
+if TYPE_CHECKING:
+    from tombola.comparing import LeftOut, Outcome
+    from tombola.report.comparison import Comparison
+    from tombola.tasks import Task
+
+COMPARED, TRAINING, RUNNING, OUTPUT = "What is compared", "Training of each net", "Running", "Output"
+_FIELDS = ("rate", "allocation", "unpruned", "score_per_class")
+_DEFAULTS = {"allocation": "the method's, or the task's", "unpruned": "the task's", "score_per_class": "the method's"}
+_FIGURES = ("equal_density", "equal_cost")
+_KINDS = ("svg", "png", "pdf")
+
+
+def _methods(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> list[str]:
+    from tombola.comparing import methods_named
+
+    try:
+        return methods_named([part.strip() for text in texts for part in text.split(",")])
+    except InputError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _densities(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return sorted(set(validated(DrawRecipe, "densities", text.split(","))), reverse=True)
+    except InputError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _densities_option(name: str, text: str) -> Callable[[Function], Function]:
+    return option(name, section=COMPARED, callback=_densities, metavar="NUMBER,...", help=text)
+
+
+@click.command("compare", cls=Verb)
+@click.argument("task")
+@option(
+    *("--method", "methods"),
+    section=COMPARED,
+    multiple=True,
+    callback=_methods,
+    metavar="TEXT,...",
+    help="methods, or all (repeatable); see tombola draw --list-methods",
+)
+@_densities_option("--densities", "densities at which methods are compared  [default: 0.1,0.05,0.02,0.01]")
+@_densities_option("--channel-densities", "shares of channels that early_bird keeps  [default: the method's]")
+@seeds_option(COMPARED)
+@recipe_options(
+    DrawRecipe,
+    section=COMPARED,
+    defaults=_DEFAULTS,
+    skip=tuple(name for name in DrawRecipe.model_fields if name not in _FIELDS),
+)
+@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", "trains", "score_density"))
+@option(
+    *("-j", "--jobs"),
+    section=RUNNING,
+    default=1,
+    type=click.IntRange(1, 1024),
+    metavar="INTEGER",
+    help="processes that work at once  [default: 1]",
+)
+@store_option(RUNNING)
+@data_root_option(RUNNING)
+@option(
+    "--at",
+    section=OUTPUT,
+    default="end",
+    type=click.Choice(["end", "stop"]),
+    help="read the metric at the end of training, or at early stop  [default: end]",
+)
+@option(
+    "--cost-at",
+    section=OUTPUT,
+    type=float,
+    metavar="NUMBER",
+    help="which of the densities costs are shown at  [default: the middle one]",
+)
+@path_option(
+    "--out",
+    section=OUTPUT,
+    metavar="FOLDER",
+    help="folder for tables and figures  [default: tombola-out/TASK-compare]",
+)
+@option("--figures/--no-figures", section=OUTPUT, default=True, help="draw the figures  [default: yes]")
+@json_option(OUTPUT)
+def command(task: str, **options: Any) -> None:
+    """Compare methods on TASK: what they reach at the same densities, and what it costs to find, train and store.
+
+    A method whose rounds build on each other goes down a ladder that meets every density, the others go straight
+    there. Every training is kept in the store and shared with tombola draw, so the same command after an interruption
+    goes on where it stopped. DURATION is steps (50000it) or epochs (160ep).
+    """
+    from tombola import comparing
+    from tombola.cli.progress import Show
+    from tombola.engines import check_device
+    from tombola.methods.base import STRAIGHT
+    from tombola.tasks import get_task
+
+    known = get_task(task)
+    densities = options["densities"] or list(STRAIGHT)
+    cost_at = _cost_at(options["cost_at"], densities)
+    recipes, refused = _recipes(known, densities, options)
+    out = options["out"] or Path("tombola-out") / f"{task}-compare"
+    check_device(recipes[0].training)
+    figures = [f"{name}.{kind}" for name in _FIGURES for kind in _KINDS] if options["figures"] else []
+    check_writable(out, ("comparison.csv", "comparison.md", *figures))
+    with Show(known.metric) as show:
+        outcomes = comparing.carry_out_each(
+            recipes, store=options["store"], data_root=options["data_root"], jobs=options["jobs"], watcher=show
+        )
+    refused += comparing.left_out(recipes, outcomes)
+    rows = comparing.rows(recipes, outcomes, densities)
+    found = _comparison(rows, outcomes, known, densities, cost_at, options["at"])
+    try:
+        _report(found, refused, task, out, figures=options["figures"], as_json=options["as_json"])
+    except OSError as error:
+        reason = error.strerror or error
+        raise TombolaError(
+            f"the results can't be written to {error.filename or out}: {reason}. "
+            "The nets are kept in the store: the same command, with another --out say, writes them without training"
+        ) from error
+
+
+def _cost_at(asked: float | None, densities: Sequence[float]) -> float:
+    if asked is None:
+        return densities[(len(densities) - 1) // 2]
+    if asked not in densities:
+        listed = ", ".join(f"{density:g}" for density in densities)
+        raise InputError(f"--cost-at must be one of the densities {listed}, but got {asked:g}")
+    return asked
+
+
+def _recipes(task: Task, densities: Sequence[float], options: dict[str, Any]) -> tuple[list[DrawRecipe], list[LeftOut]]:
+    from tombola.comparing import counts_channels, recipes
+    from tombola.methods import get_method
+
+    names, channels = options["methods"], options["channel_densities"]
+    if channels and not any(counts_channels(get_method(name)) for name in names):
+        raise InputError("--channel-densities are those of early_bird: name that method too, or leave them out")
+    chosen = {name: value for name, value in given(options, DrawRecipe).items() if name in _FIELDS}
+    return recipes(
+        task,
+        names,
+        seeds=options["seed_list"] or [0],
+        densities=densities,
+        channel_densities=channels,
+        options={**chosen, "training": given(options, Recipe)},
+    )
+
+
+def _comparison(
+    rows: Sequence[dict[str, Any]],
+    outcomes: Sequence[Outcome],
+    task: Task,
+    densities: Sequence[float],
+    cost_at: float,
+    at: Any,
+) -> Comparison:
+    from tombola.draws import Draw
+    from tombola.report.comparison import Comparison
+
+    one = next(outcome for outcome in outcomes if isinstance(outcome, Draw))
+    data = "validation" if one.lab.splits(one.recipe.seed).test is None else "test"
+    return Comparison(rows, task.metric, densities, cost_at, at, data, not task.higher_is_better)
+
+
+def _report(
+    found: Comparison, refused: Sequence[LeftOut], task: str, out: Path, *, figures: bool, as_json: bool
+) -> None:
+    from tombola.report import comparison
+    from tombola.report.tables import save_rows
+
+    notes = [_left_out(one, found.seeds) for one in refused]
+    out.mkdir(parents=True, exist_ok=True)
+    files = [save_rows(out / "comparison.csv", found.rows, comparison.COLUMNS), out / "comparison.md"]
+    files[-1].write_text(comparison.markdown(found, notes), encoding="utf-8")
+    if figures:
+        from tombola.report.comparison_figures import comparison_figures
+        from tombola.report.figures import save_figures
+
+        files += save_figures(out, comparison_figures(found, title=task))
+    if as_json:
+        about: dict[str, Any] = {
+            "task": task,
+            "metric": found.metric,
+            "data": found.data,
+            "at": found.at,
+            "seeds": found.seeds,
+        }
+        about |= {
+            "densities": list(found.densities),
+            "cost_at": found.cost_at,
+            "left_out": [asdict(one) for one in refused],
+        }
+        paths = [str(path) for path in files]
+        output.document({**about, "table": comparison.numbers(found), "runs": list(found.rows), "files": paths})
+        return
+    for caption, (header, lines) in (
+        (found.caption(), comparison.metric_lines(found)),
+        (found.cost_caption(), comparison.cost_lines(found)),
+    ):
+        output.sentence(caption)
+        output.table(comparison.terminal_table(header, lines))
+        click.echo()
+    for note in filter(None, (found.gaps(), *notes)):
+        output.sentence(note)
+    shown = [path for path in files if path.suffix in (".csv", ".md", ".png")]
+    also = " (figures also as SVG and PDF)" if figures else ""
+    click.echo(f"Written: {', '.join(output.inert(path) for path in shown)}{also}")
+
+
+def _left_out(refused: LeftOut, seeds: Sequence[int]) -> str:
+    """``early_bird is left out: ...``, and for which seeds where it isn't all."""
+    some = "" if len(refused.seeds) == len(seeds) else f" for seed {', '.join(map(str, refused.seeds))}"
+    return f"{refused.method} is left out{some}: {refused.reason}."
