@@ -38,7 +38,7 @@ _DEFAULTS = {
     "unpruned": "the task's",
     "margin": "the task's",
     "score_per_class": f"{DrawRecipe.model_fields['score_per_class'].default}; 100 for obd, obs and mlprune",
-    "survivors": "the method's: reset, where it isn't told",
+    "survivors": "reset, or the method's own",
 }
 _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
 
