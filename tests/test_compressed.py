@@ -98,6 +98,15 @@ def test_kept_zeros_and_odd_bits_survive(tmp_path: Path) -> None:
     assert -(2**31) in raw
 
 
+@pytest.mark.parametrize(("dtype", "payload"), [(torch.float16, -1023), (torch.bfloat16, -127)])
+def test_the_payload_of_an_only_survivor_survives(dtype: torch.dtype, payload: int) -> None:
+    value = torch.tensor([0, payload, 0], dtype=torch.int16).view(dtype)
+    ticket = Ticket(Mask({"x": torch.tensor([False, True, False])}), {"x": value}, {})
+    again = from_bytes(to_bytes(ticket)[0])
+    assert_same(ticket, again)
+    assert again.values["x"].view(torch.int16).tolist() == [0, payload, 0]
+
+
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.5, 1.0])
 def test_layers_of_any_density(density: float) -> None:
     model = net(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(100, 70))

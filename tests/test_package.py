@@ -18,7 +18,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"errors", "version", "atomic"},
     {"seeds", "durations", "sealed"},
-    {"mask", "coding", "batches"},
+    {"mask", "coding", "batches", "entries"},
     {"pruning", "schedules", "guarding", "recipe"},
     {"criteria", "costs", "early_bird", "updates"},
     {"at_init"},

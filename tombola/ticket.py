@@ -12,34 +12,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from tombola.atomic import write_atomic
 from tombola.coding import decode, encode
+from tombola.entries import Entry, Manifest, among_zeros, constant_of, described, read, tensor_of
 from tombola.errors import InputError, TicketError, suggestion
 from tombola.mask import Mask
-from tombola.sealed import (
-    DTYPES,
-    HEADER_LIMIT,
-    MAX_DIMENSIONS,
-    canonical_json,
-    content_hash,
-    plain_json,
-    seal,
-    tensor_bytes,
-    unseal,
-)
+from tombola.sealed import DTYPES, HEADER_LIMIT, canonical_json, content_hash, plain_json, seal, unseal
 
 MAX_ENTRIES = 2**30
 
 _KIND = "ticket"
 _MASKS = "masks"  # the tensor of all the masks' bytes; the values' tensors have the prefix
 _VALUES = "values."
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,7 +130,7 @@ class Ticket:
         Raises ``TicketError`` for anything but an undamaged ticket of at most ``max_entries`` values, masked ones
         included.
         """
-        data = _read(Path(path), max_entries)
+        data = read(Path(path), "ticket file", max_entries, HEADER_LIMIT)
         try:
             return cls.from_bytes(data, max_entries=max_entries)
         except TicketError as error:
@@ -152,27 +141,27 @@ class Ticket:
         entries: list[dict[str, Any]] = []
         tensors, masks = {}, bytearray()
         for name, value in self.values.items():
-            entry: dict[str, Any] = {"name": name, "shape": list(value.shape), "dtype": _DTYPE_NAMES[value.dtype]}
+            entry = described(name, value)
             if name in self.mask:
                 code, data = encode(self.mask[name])
                 value = value[self.mask[name]]
                 entry["mask"] = {"code": code, "bytes": len(data), "kept": value.numel()}
                 masks += data
-            if (constant := _constant(value)) is not None:
+            if (constant := constant_of(value)) is not None:
                 entry["constant"] = constant
             else:
                 tensors[_VALUES + name] = value
             entries.append(entry)
-        tensors[_MASKS] = torch.frombuffer(masks, dtype=torch.uint8) if masks else torch.empty(0, dtype=torch.uint8)
+        tensors[_MASKS] = tensor_of(masks)
         manifest = {"entries": entries, "origin": self.origin}
-        _manifest(manifest)  # what could not be read back is not written either
+        Manifest[_Entry].of(manifest, "ticket")  # what could not be read back is not written either
         return seal(manifest, tensors, kind=_KIND)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, max_entries: int = MAX_ENTRIES) -> Ticket:
         """The ticket of a file's bytes; ``TicketError`` as for ``load``."""
         found, tensors = unseal(data, kind=_KIND)
-        manifest = _manifest(found)
+        manifest = Manifest[_Entry].of(found, "ticket")
         _check(manifest, tensors, max_entries)
         masks: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
@@ -182,9 +171,7 @@ class Ticket:
             if entry.mask:
                 coded, at = blob[at : at + entry.mask.bytes], at + entry.mask.bytes
                 masks[entry.name] = decode(entry.mask.code, coded, tuple(entry.shape), entry.mask.kept)
-                whole = torch.zeros(entry.shape, dtype=value.dtype)
-                whole[masks[entry.name]] = value
-                values[entry.name] = whole
+                values[entry.name] = among_zeros(value, masks[entry.name])
             else:
                 values[entry.name] = value.reshape(entry.shape)
         try:
@@ -193,80 +180,24 @@ class Ticket:
             raise TicketError(str(error)) from error
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _MaskEntry(_Strict):
-    code: Annotated[str, Field(max_length=32)]
-    bytes: Annotated[int, Field(ge=0)]
-    kept: Annotated[int, Field(ge=0)]
-
-
-class _Entry(_Strict):
-    name: Annotated[str, Field(max_length=1000)]
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_DIMENSIONS)]
-    dtype: Annotated[str, Field(max_length=8)]
-    mask: _MaskEntry | None = None
-    constant: Annotated[str, Field(pattern="^([0-9a-f]{2})+$", max_length=16)] | None = None
-
+class _Entry(Entry):
     @property
     def stored(self) -> int:
         """How many values the file has for this entry, one by one or as a constant."""
         return self.mask.kept if self.mask else math.prod(self.shape)
 
 
-class _Manifest(_Strict):
-    entries: Annotated[list[_Entry], Field(max_length=100_000)]
-    origin: dict[str, Any]
-
-
 def _owned(name: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype not in _DTYPE_NAMES:
+    if not isinstance(value, Tensor) or value.dtype not in DTYPES.values():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"a ticket's values are tensors of common dtypes, but {name!r} is {got}")
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-def _manifest(found: dict[str, Any]) -> _Manifest:
-    try:
-        return _Manifest.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise TicketError(f"the ticket's manifest is wrong at {where}: {first['msg']}") from error
-
-
-def _read(path: Path, max_entries: int) -> bytes:
-    try:
-        if path.is_dir():
-            raise TicketError("this is a folder, not a ticket file")
-        if path.exists() and not path.is_file():
-            raise TicketError("this is a device or a pipe, not a ticket file")
-        # The widest dtypes take 8 bytes an entry, and a mask at most one bit.
-        if path.stat().st_size > (most := 9 * max_entries + HEADER_LIMIT):
-            raise TicketError(
-                f"the file has {path.stat().st_size:,} bytes, and at most {most:,} are read; see max_entries"
-            )
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise TicketError(f"no ticket file at {path}") from error
-    except (OSError, ValueError) as error:
-        raise TicketError(f"can't read a ticket from {path}: {error}") from error
-
-
-def _check(manifest: _Manifest, tensors: Mapping[str, Tensor], max_entries: int) -> None:
+def _check(manifest: Manifest[_Entry], tensors: Mapping[str, Tensor], max_entries: int) -> None:
     """That manifest and tensors fit together and within bounds, before memory is taken for what they describe."""
-    names = [entry.name for entry in manifest.entries]
-    if len(set(names)) != len(names):
-        raise TicketError("the ticket lists a name twice")
-    # A size of 0 counts as 1, so that the others of its shape are bounded too.
-    total = sum(math.prod(max(size, 1) for size in entry.shape) for entry in manifest.entries)
-    if total > max_entries:
-        raise TicketError(f"the ticket has {total:,} values, and at most {max_entries:,} are read; raise max_entries")
+    manifest.check_bounds(max_entries)
     for entry in manifest.entries:
-        if entry.dtype not in DTYPES:
-            raise TicketError(f"the ticket's {entry.name!r} has an unknown dtype, {entry.dtype!r}")
         if entry.stored > math.prod(entry.shape):
             raise TicketError(f"the ticket keeps {entry.stored:,} of the {math.prod(entry.shape):,} of {entry.name!r}")
     expected = {_VALUES + entry.name for entry in manifest.entries if entry.constant is None} | {_MASKS}
@@ -280,25 +211,14 @@ def _check(manifest: _Manifest, tensors: Mapping[str, Tensor], max_entries: int)
 
 def _stored(entry: _Entry, tensor: Tensor | None) -> Tensor:
     """The values that the file has for an entry: the survivors in a row where it is masked."""
-    dtype = DTYPES[entry.dtype]
     if entry.constant is not None:
-        raw = bytearray.fromhex(entry.constant)
-        if len(raw) != dtype.itemsize or (dtype == torch.bool and raw[0] > 1):
-            raise TicketError(f"{entry.constant!r} is no {entry.dtype} value for the ticket's {entry.name!r}")
-        return torch.frombuffer(raw, dtype=dtype).repeat(entry.stored)
+        return entry.numbers(bytes.fromhex(entry.constant), 1).repeat(entry.stored)
+    dtype = DTYPES[entry.dtype]
     shape = (entry.stored,) if entry.mask else tuple(entry.shape)
     if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
         got = "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
         raise TicketError(f"the ticket needs {entry.dtype} values of shape {shape} for {entry.name!r}, but has {got}")
     return tensor
-
-
-def _constant(value: Tensor) -> str | None:
-    """The bytes of the one value that every entry has, bit for bit, in hexadecimal; None where they differ."""
-    if value.numel() == 0:
-        return None
-    raw = tensor_bytes(value).reshape(value.numel(), -1)
-    return raw[0].numpy().tobytes().hex() if torch.equal(raw, raw[:1].expand_as(raw)) else None
 
 
 load = Ticket.load

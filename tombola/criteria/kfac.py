@@ -108,7 +108,7 @@ def factors(weights: Weights, who: str, classes: int = 20, samples: int = 1) -> 
             for batch in batches:
                 loss(weights.model, batch)
                 examples += size_of(batch)
-                logits = _logits(given_out, size_of(batch), who)
+                logits = logits_of(given_out, size_of(batch), who)
                 for gradients in _gradients(logits, [edge for *_, edge in calls], classes, samples, weights.generator):
                     for (name, layer, _), gradient in zip(calls, gradients, strict=True):
                         if gradient is not None:
@@ -269,8 +269,8 @@ def _refuse_infinite(sums: Tensor, what: str, name: str, who: str) -> None:
         raise InputError(f"{who} found {what} of the layer of {name!r} not finite: are the weights, and the data?")
 
 
-def _logits(outputs: Sequence[Any], examples: int, who: str) -> Tensor:
-    """The one output of the model, if it can be logits."""
+def logits_of(outputs: Sequence[Any], examples: int, who: str) -> Tensor:
+    """The one output of the model, of shape (examples, classes); ``InputError`` where it can't be logits."""
     if len(outputs) != 1:
         raise InputError(f"{who} takes a loss that calls the model once for a batch, but it did {len(outputs)} times")
     (logits,) = outputs

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tombola.batches import size_of, tensors
 from tombola.criteria.base import Loss, Scores, Traits, Weights, register
 from tombola.criteria.gradients import data, loss_of, wanted
-from tombola.criteria.kfac import _logits
+from tombola.criteria.kfac import logits_of
 from tombola.errors import InputError, suggestion
 
 MOST_EXACT = 2000
@@ -223,7 +223,7 @@ def _bends_as_cross_entropy(model: nn.Module, loss: Loss, batch: Any) -> bool:
     with _outputs(model, normalised) as given:
         try:
             value = loss(model, batch)
-            logits = _logits(given, size_of(batch), "obd")
+            logits = logits_of(given, size_of(batch), "obd")
             (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
             ramp = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype, device=logits.device).expand_as(logits)
             (bent,) = torch.autograd.grad(slope, leaf, ramp)
@@ -240,7 +240,7 @@ def _drawn(
     """Labels from the model's distribution, (examples, samples); None where classes are few enough to take them all."""
     with _outputs(model) as given:
         loss(model, batch)
-    logits = _logits(given, size_of(batch), "obd")
+    logits = logits_of(given, size_of(batch), "obd")
     if logits.shape[1] <= classes:
         return None
     chances = logits.detach().softmax(1)
@@ -257,7 +257,7 @@ def _likelihoods(loss: Loss) -> Terms:
         batch, labels = example
         with _outputs(model) as given:
             loss(model, batch)
-        likelihood = _logits(given, 1, "obd").log_softmax(1)[0]
+        likelihood = logits_of(given, 1, "obd").log_softmax(1)[0]
         if labels is None:
             return likelihood.detach().exp().sqrt() * likelihood
         return likelihood.gather(0, labels[0]) / math.sqrt(labels.shape[1])

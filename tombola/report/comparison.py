@@ -249,11 +249,12 @@ def _seconds(value: float) -> str:
 
 
 def _times(value: float) -> str:
-    """Three digits that count, of thousandths at most: less than that is nothing beside a training."""
+    """Three digits that count, and ``< 0.001`` for what is nothing beside a training."""
     if value >= 100:
         return f"{value:,.0f}"
-    digits = 2 if value == 0 else max(0, min(4, 2 - math.floor(math.log10(value))))
-    return f"{value:.{digits}f}"
+    if 0 < value < 1e-3:
+        return "< 0.001"
+    return f"{value:.{2 if value == 0 else max(0, min(4, 2 - math.floor(math.log10(value))))}f}"
 
 
 def terminal_table(header: Sequence[str], lines: Sequence[Line]) -> Table:

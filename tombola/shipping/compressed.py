@@ -17,13 +17,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from tombola.atomic import write_atomic
+from tombola.entries import Entry, Manifest, Strict, among_zeros, constant_of, described, read, tensor_of
 from tombola.errors import InputError, TicketError, TombolaError
 from tombola.mask import Mask
-from tombola.sealed import DTYPES, HEADER_LIMIT, MAX_DIMENSIONS, canonical_json, seal, tensor_bytes, unseal
+from tombola.sealed import DTYPES, HEADER_LIMIT, canonical_json, seal, tensor_bytes, unseal
 from tombola.shipping import positions
 from tombola.shipping.huffman import decode_with_lengths, encode_with_lengths
 from tombola.shipping.sharing import MOST_VALUES, patterns, shared_ticket
@@ -33,7 +34,6 @@ from tombola.ticket import MAX_ENTRIES, Ticket
 SUFFIX = ".tdc"
 
 _KIND = "compressed"
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def compress(ticket: Ticket, path: str | Path, bits: int | Mapping[str, int] | None = None) -> Sizes:
@@ -62,7 +62,7 @@ def decompress(path: str | Path, *, max_entries: int = MAX_ENTRIES) -> Ticket:
     Raises ``TicketError`` for anything but an undamaged file of a ticket with at most ``max_entries`` values, pruned
     ones included.
     """
-    data = _read(Path(path), max_entries)
+    data = read(Path(path), "compressed ticket", max_entries, 2 * HEADER_LIMIT)
     try:
         return from_bytes(data, max_entries=max_entries)
     except TicketError as error:
@@ -76,10 +76,13 @@ def to_bytes(ticket: Ticket) -> tuple[bytes, Sizes]:
     """
     entries, parts, layers = [], [], []
     for name, value in ticket.values.items():
-        entry: dict[str, Any] = {"name": name, "shape": list(value.shape), "dtype": _DTYPE_NAMES[value.dtype]}
+        entry = described(name, value)
         entries.append(entry)
         if name not in ticket.mask:
-            parts.append(_plain(value, entry))
+            if (constant := constant_of(value)) is not None:
+                entry["constant"] = constant
+            else:
+                parts.append(tensor_bytes(value).numpy().tobytes())
             continue
         mask = ticket.mask[name]
         code, where = positions.encode(mask)
@@ -90,7 +93,7 @@ def to_bytes(ticket: Ticket) -> tuple[bytes, Sizes]:
         layers.append(layer_sizes(name, mask, distinct, value.dtype.itemsize, len(where) + len(which)))
     data = b"".join(parts)
     sealed = seal(
-        {}, {"manifest": _deflated({"entries": entries, "origin": ticket.origin}), "data": _tensor(data)}, kind=_KIND
+        {}, {"manifest": _deflated({"entries": entries, "origin": ticket.origin}), "data": tensor_of(data)}, kind=_KIND
     )
     others = [value for name, value in ticket.values.items() if name not in ticket.mask]
     stored = len(data) - sum(layer.huffman for layer in layers)
@@ -110,42 +113,27 @@ def from_bytes(data: bytes, *, max_entries: int = MAX_ENTRIES) -> Ticket:
             where, at = parts[at : at + entry.mask.bytes], at + entry.mask.bytes
             which, at = parts[at : at + entry.values.bytes], at + entry.values.bytes
             masks[entry.name] = positions.decode(entry.mask.code, where, shape, entry.mask.kept)
-            values[entry.name] = torch.zeros(shape, dtype=DTYPES[entry.dtype])
-            values[entry.name][masks[entry.name]] = _looked_up(entry, entry.values.distinct, which, entry.mask.kept)
+            kept = _looked_up(entry, entry.values.distinct, which, entry.mask.kept)
+            values[entry.name] = among_zeros(kept, masks[entry.name])
         elif entry.constant is not None:
             raw = bytes.fromhex(entry.constant)
-            values[entry.name] = _numbers(entry, raw, 1).repeat(math.prod(shape)).reshape(shape)
+            values[entry.name] = entry.numbers(raw, 1).repeat(math.prod(shape)).reshape(shape)
         else:
             raw, at = parts[at : at + entry.bytes], at + entry.bytes
-            values[entry.name] = _numbers(entry, raw, math.prod(shape)).reshape(shape)
+            values[entry.name] = entry.numbers(raw, math.prod(shape)).reshape(shape)
     try:
         return Ticket(Mask(masks), values, manifest.origin)
     except InputError as error:
         raise TicketError(str(error)) from error
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _MaskEntry(_Strict):
-    code: Annotated[str, Field(max_length=32)]
-    bytes: Annotated[int, Field(ge=0)]
-    kept: Annotated[int, Field(ge=0)]
-
-
-class _ValuesEntry(_Strict):
+class _ValuesEntry(Strict):
     distinct: Annotated[int, Field(ge=0, le=MOST_VALUES)]
     bytes: Annotated[int, Field(ge=0)]
 
 
-class _Entry(_Strict):
-    name: Annotated[str, Field(max_length=1000)]
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_DIMENSIONS)]
-    dtype: Annotated[str, Field(max_length=8)]
-    mask: _MaskEntry | None = None
+class _Entry(Entry):
     values: _ValuesEntry | None = None
-    constant: Annotated[str, Field(pattern="^([0-9a-f]{2})+$", max_length=16)] | None = None
 
     @property
     def bytes(self) -> int:
@@ -153,21 +141,6 @@ class _Entry(_Strict):
         if self.mask and self.values:
             return self.mask.bytes + self.values.bytes
         return 0 if self.constant is not None else math.prod(self.shape) * DTYPES[self.dtype].itemsize
-
-
-class _Manifest(_Strict):
-    entries: Annotated[list[_Entry], Field(max_length=100_000)]
-    origin: dict[str, Any]
-
-
-def _plain(value: Tensor, entry: dict[str, Any]) -> bytes:
-    """The bytes of what no mask covers; none where all entries are the same, and the manifest's entry has that one."""
-    raw = tensor_bytes(value).numpy().tobytes()
-    size = value.dtype.itemsize
-    if not raw or raw != raw[:size] * value.numel():
-        return raw
-    entry["constant"] = raw[:size].hex()
-    return b""
 
 
 def _shared(kept: Tensor, name: str) -> tuple[int, bytes]:
@@ -185,15 +158,11 @@ def _deflated(manifest: dict[str, Any]) -> Tensor:
     text = canonical_json(manifest).encode()
     if len(text) > HEADER_LIMIT:
         raise InputError(f"a manifest must fit in {HEADER_LIMIT:,} bytes, but takes {len(text):,}")
-    _manifest(manifest)  # what could not be read back is not written either
-    return _tensor(zlib.compress(text, 9))
+    Manifest[_Entry].of(manifest, "compressed ticket")  # what could not be read back is not written either
+    return tensor_of(zlib.compress(text, 9))
 
 
-def _tensor(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
-def _opened(data: bytes) -> tuple[_Manifest, bytes]:
+def _opened(data: bytes) -> tuple[Manifest[_Entry], bytes]:
     found, tensors = unseal(data, kind=_KIND)
     if found or tensors.keys() != {"manifest", "data"} or any(t.dtype != torch.uint8 for t in tensors.values()):
         raise TicketError("a compressed ticket has two tensors of bytes, manifest and data, and nothing else")
@@ -202,34 +171,17 @@ def _opened(data: bytes) -> tuple[_Manifest, bytes]:
         text = inflater.decompress(tensors["manifest"].numpy().tobytes(), HEADER_LIMIT)
         if not inflater.eof or inflater.unused_data:
             raise TicketError(f"the manifest is cut off, longer than {HEADER_LIMIT:,} bytes, or has something after it")
-        return _manifest(json.loads(text.decode())), tensors["data"].numpy().tobytes()
+        return Manifest[_Entry].of(json.loads(text.decode()), "compressed ticket"), tensors["data"].numpy().tobytes()
     except (zlib.error, ValueError, RecursionError) as error:
         if isinstance(error, TicketError):
             raise
         raise TicketError(f"the manifest can't be read: {error}") from error
 
 
-def _manifest(found: Any) -> _Manifest:
-    try:
-        return _Manifest.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise TicketError(f"the manifest of the compressed ticket is wrong at {where}: {first['msg']}") from error
-
-
-def _check(manifest: _Manifest, size: int, max_entries: int) -> None:
+def _check(manifest: Manifest[_Entry], size: int, max_entries: int) -> None:
     """That the manifest is within bounds and fits the data, before memory is taken for what it describes."""
-    names = [entry.name for entry in manifest.entries]
-    if len(set(names)) != len(names):
-        raise TicketError("the compressed ticket lists a name twice")
-    # A size of 0 counts as 1, so that the others of its shape are bounded too.
-    total = sum(math.prod(max(size, 1) for size in entry.shape) for entry in manifest.entries)
-    if total > max_entries:
-        raise TicketError(f"the ticket has {total:,} values, and at most {max_entries:,} are read; raise max_entries")
+    manifest.check_bounds(max_entries)
     for entry in manifest.entries:
-        if entry.dtype not in DTYPES:
-            raise TicketError(f"the ticket's {entry.name!r} has an unknown dtype, {entry.dtype!r}")
         if bool(entry.mask) != bool(entry.values) or (entry.mask and entry.constant is not None):
             raise TicketError(f"the ticket's {entry.name!r} has a mask without values, values without a mask, or both")
     announced = sum(entry.bytes for entry in manifest.entries)
@@ -240,28 +192,6 @@ def _check(manifest: _Manifest, size: int, max_entries: int) -> None:
 def _looked_up(entry: _Entry, distinct: int, data: bytes, kept: int) -> Tensor:
     """The kept values of a covered layer, row-major."""
     end = distinct * DTYPES[entry.dtype].itemsize
-    values = _numbers(entry, data[:end], distinct)
+    values = entry.numbers(data[:end], distinct)
     which = decode_with_lengths(data[end:], kept, distinct)
     return values.index_select(0, torch.from_numpy(which.astype(np.int32)))
-
-
-def _numbers(entry: _Entry, raw: bytes, count: int) -> Tensor:
-    """That many values of the entry's dtype, of their bytes."""
-    dtype = DTYPES[entry.dtype]
-    if len(raw) != count * dtype.itemsize or (dtype == torch.bool and any(byte > 1 for byte in raw)):
-        raise TicketError(f"{len(raw)} bytes can't be {count:,} {entry.dtype} values of the ticket's {entry.name!r}")
-    return torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-
-
-def _read(path: Path, max_entries: int) -> bytes:
-    try:
-        if not path.is_file():
-            raise TicketError(f"no compressed ticket at {path}")
-        # The widest dtypes take 8 bytes an entry, and a mask at most one bit.
-        if (size := path.stat().st_size) > (most := 9 * max_entries + 2 * HEADER_LIMIT):
-            raise TicketError(f"{path} has {size:,} bytes, and at most {most:,} are read; see max_entries")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, TicketError):
-            raise
-        raise TicketError(f"can't read a compressed ticket from {path}: {error}") from error
