@@ -15,6 +15,7 @@ from tombola.cli.options import (
     Verb,
     data_root_option,
     given,
+    jobs_option,
     json_option,
     option,
     path_option,
@@ -81,14 +82,7 @@ def _densities_option(name: str, text: str) -> Callable[[Function], Function]:
     skip=tuple(name for name in DrawRecipe.model_fields if name not in _FIELDS),
 )
 @recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", "trains", "score_density"))
-@option(
-    *("-j", "--jobs"),
-    section=RUNNING,
-    default=1,
-    type=click.IntRange(1, 1024),
-    metavar="INTEGER",
-    help="processes that work at once  [default: 1]",
-)
+@jobs_option(RUNNING)
 @store_option(RUNNING)
 @data_root_option(RUNNING)
 @option(

@@ -13,6 +13,7 @@ from tombola.cli.options import (
     Verb,
     data_root_option,
     given,
+    jobs_option,
     json_option,
     option,
     path_option,
@@ -54,14 +55,7 @@ _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
     metavar="FILE",
     help="TOML file with a recipe; flags override it  [default: none]",
 )
-@option(
-    *("-j", "--jobs"),
-    section=RUNNING,
-    default=1,
-    type=click.IntRange(1, 1024),
-    metavar="INTEGER",
-    help="processes that work at once  [default: 1]",
-)
+@jobs_option(RUNNING)
 @option(
     "--together", section=RUNNING, is_flag=True, help="train the nets of all seeds in one pass, for small nets on a GPU"
 )

@@ -80,6 +80,18 @@ def json_option(section: str = "Options") -> Callable[[Function], Function]:
     return option("--json", "as_json", section=section, is_flag=True, help="print one JSON document and nothing else")
 
 
+def jobs_option(section: str) -> Callable[[Function], Function]:
+    """``-j``, ``--jobs``: processes that work at once, 1 by default."""
+    return option(
+        *("-j", "--jobs"),
+        section=section,
+        default=1,
+        type=click.IntRange(1, 1024),
+        metavar="INTEGER",
+        help="processes that work at once  [default: 1]",
+    )
+
+
 def path_option(*names: str, section: str, **settings: Any) -> Callable[[Function], Function]:
     """An option that takes a path, which must not be empty."""
     return option(*names, section=section, callback=_folder, **settings)
