@@ -13,9 +13,9 @@ from tombola.errors import InputError, TicketError
 from tombola.execution import carry_out
 from tombola.lab import Event, Watcher
 from tombola.methods import METHODS, Method, get_method
-from tombola.methods.early_bird import EarlyBird
 from tombola.recipe import DrawRecipe
 from tombola.report.comparison import DENSE
+from tombola.schedules import exponential
 from tombola.tasks import Task
 
 ALL = "all"
@@ -65,7 +65,7 @@ def ladder(densities: Sequence[float], rate: float) -> list[float]:
     found, above = [], 1.0
     for density in densities:
         rounds = max(1, round(math.log(density / above) / math.log(1 - rate)))
-        between = (above * (density / above) ** (k / rounds) for k in range(1, rounds))
+        between = [above * share for share in exponential(density / above, rounds)[:-1]]
         found += [round(d, max(6, 3 - math.floor(math.log10(d)))) for d in between] + [density]
         above = density
     return found
@@ -96,7 +96,7 @@ def recipes(
         if _goes_down(method):
             rate = options.get("rate", DrawRecipe.model_fields["rate"].default)
             ending = {"densities": ladder(densities, rate)}
-        elif counts_channels(method):
+        elif method.of_channels:
             ending = {"densities": channel_densities} if channel_densities else {}
         elif method.densities:
             ending = {"densities": densities}
@@ -107,11 +107,6 @@ def recipes(
     if not found:
         raise next(iter(refused.values()))
     return found, [LeftOut(name, str(error), tuple(seeds)) for name, error in refused.items()]
-
-
-def counts_channels(method: Method) -> bool:
-    """Whether the densities of a method are shares of channels, so that those of weights come out of them."""
-    return isinstance(method, EarlyBird)
 
 
 def _goes_down(method: Method) -> bool:
@@ -209,7 +204,7 @@ def _asked(recipe: DrawRecipe, densities: Sequence[float]) -> dict[int, dict[str
     if recipe.densities is None:
         return {1: {}}
     rungs = enumerate(recipe.densities, start=1)
-    if counts_channels(get_method(recipe.method)):
+    if get_method(recipe.method).of_channels:
         return {number: {"channels": share} for number, share in rungs}
     return {number: {"asked": density} for number, density in rungs if density in densities}
 

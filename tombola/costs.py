@@ -129,10 +129,8 @@ class Cost:
 
     def under(self, mask: Mask) -> Cost:
         """What the same net costs under another mask, which must cover weights of the same shapes."""
-        layers = (
-            replace(layer, kept=int(mask[layer.name].sum()) if layer.name in mask else layer.weights)
-            for layer in self.layers
-        )
+        kept = {layer.name: layer.kept for layer in mask.layers()}
+        layers = (replace(layer, kept=kept.get(layer.name, layer.weights)) for layer in self.layers)
         return replace(self, layers=tuple(layers))
 
     def training_flops(self, examples: int) -> int:

@@ -204,8 +204,7 @@ def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     defaults |= {"unpruned": task.unpruned, "survivors": method.survivors[0], "score_per_class": method.per_class}
     if allocation == "layerwise":
         defaults["relative_rates"] = dict(task.relative_rates)
-    endings = [name for name in ("rounds", "density", "densities", "stop_at_margin") if options.get(name)]
-    if not endings:
+    if not any(options.get(ending) for ending in ("rounds", "density", "densities", "stop_at_margin")):
         defaults |= _ending(method, task)
     recipe = checked(DrawRecipe, {**defaults, **options, "training": training})
     _check(recipe)
@@ -268,6 +267,7 @@ def numbered_masks(found: Draw) -> Iterator[tuple[int, Mask]]:
 
 def _search(found: Draw) -> Search:
     recipe = found.recipe
+    method = get_method(recipe.method)
     allocation: Allocation = recipe.allocation
     if recipe.allocation == "layerwise":
         allocation = Layerwise(recipe.rate, recipe.relative_rates)
@@ -275,7 +275,7 @@ def _search(found: Draw) -> Search:
         lab=found.lab,
         seed=recipe.seed,
         densities=(),
-        criterion=recipe.criterion,
+        criterion=method.criterion or recipe.criterion,
         allocation=allocation,
         survivors=Survivors(recipe.survivors, recipe.back_to, recipe.fine_tune),
         strategy=recipe.strategy,
@@ -287,9 +287,8 @@ def _search(found: Draw) -> Search:
     )
     net = found.lab.task.build(recipe.seed).to(recipe.training.device)
     whole = search.whole(net)
-    method = get_method(recipe.method)
     if method.prunes == "after":  # a criterion that fails does so before any training
-        by = method.criterion or recipe.criterion
+        by = search.criterion
         score(net, by, mask=whole, initial=net.state_dict(), **search.for_gradients(by))
     ladder = densities(recipe, {name: tuple(t.shape) for name, t in whole.items()}, allocation)
     outside = [number for number in recipe.control_rounds or () if not 1 <= number <= len(ladder)]

@@ -18,8 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from tombola.batches import tensors
 from tombola.durations import Duration
 from tombola.engines import Plan, compiles_first
 from tombola.engines.replicates import Place
@@ -94,15 +96,19 @@ class Run:
             return int(self.summary["flops"])
         return self.lab.training_flops(self)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """The size of its result: the file of a ticket with its final mask and values."""
         return len(self.lab.store.read(self.record, "final"))
 
     @cached_property
+    def _end(self) -> Ticket:
+        return Ticket.from_bytes(self.lab.store.read(self.record, "final"))
+
+    @property
     def final(self) -> State:
         """The state_dict at the end."""
-        return dict(Ticket.from_bytes(self.lab.store.read(self.record, "final")).values)
+        return dict(self._end.values)
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -110,12 +116,10 @@ class Run:
         lines = self.lab.store.read(self.record, "history").decode().splitlines()
         return [json.loads(line) for line in lines]
 
-    @cached_property
+    @property
     def final_mask(self) -> Mask:
         """What is kept at the end: ``mask``, but where the training changed it."""
-        if self.recipe.updates is None and self.recipe.trains == "weights":
-            return self.mask
-        return Ticket.from_bytes(self.lab.store.read(self.record, "final")).mask
+        return self.mask if self.recipe.is_plain else self._end.mask
 
     def model(self) -> nn.Module:
         """A new net with the final values."""
@@ -201,8 +205,7 @@ class Wanted:
 
     def on_the_way(self, state: State) -> bytes:
         """A state that is kept, as a blob: under the mask of the start, where that holds all the time."""
-        whole = self.recipe.updates is not None or self.recipe.trains != "weights"
-        return Ticket(Mask({}) if whole else self.mask, state, {}).to_bytes()
+        return Ticket(self.mask if self.recipe.is_plain else Mask({}), state, {}).to_bytes()
 
     def finish(self, claim: Claim, outcome: Outcome) -> RunRecord | None:
         """Enter the result in the store; None where the claim was lost meanwhile to another process."""
@@ -290,7 +293,11 @@ class Lab:
         found = training_cost(self.task.build(run.seed), run.mask, self.splits(run.seed).train)
         return None if found is None else found.training_flops(examples)
 
-    def _span(self, seed: int, recipe: Recipe) -> tuple[int, int]:
+    def example(self, seed: int) -> Tensor:
+        """The first part of a batch of two training examples of a seed: what a net is tried on."""
+        return tensors(self.splits(seed).train.take(torch.zeros(2, dtype=torch.int64)))[0]
+
+    def span(self, seed: int, recipe: Recipe) -> tuple[int, int]:
         """The first and the last step of a training, in the recipe's count."""
         per_epoch = self.steps_per_epoch(seed, recipe)
         return recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
@@ -311,7 +318,7 @@ class Lab:
         steps whose values will be asked for by ``Run.at``. ``arm`` says what the run is for, to people only.
         """
         recipe = self.recipe if recipe is None else recipe
-        first, last = self._span(seed, recipe)
+        first, last = self.span(seed, recipe)
         if first >= last:
             raise InputError(f"training must begin before its end, but begins at step {first} and ends at step {last}")
         model = self.task.build(seed)
@@ -357,7 +364,7 @@ class Lab:
 
     def keep(self, run: Run, *steps: int) -> RunRecord:
         """Train again and add the values at each of ``steps`` to the stored run."""
-        first, _ = self._span(run.seed, run.recipe)
+        first, _ = self.span(run.seed, run.recipe)
         last = first + run.summary["steps"]  # earlier than planned where it diverged, or its channels settled
         for step in steps:
             if not first <= step <= last:

@@ -154,6 +154,27 @@ class Recipe(Identified):
         whole, rest = divmod(examples, self.batch)
         return max(1, whole + (rest > 1))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether weights are trained, under one mask from beginning to end."""
+        return self.trains == "weights" and self.updates is None
+
+    def updating(self, steps_per_epoch: int) -> tuple[int, int]:
+        """Steps between two updates of the mask, and the step from which it stays as it is; (0, 0) without updates.
+
+        ``InputError`` where no update would ever come.
+        """
+        if self.updates is None:
+            return 0, 0
+        every = max(1, self.updates.every.steps(steps_per_epoch))
+        until = min(duration.steps(steps_per_epoch) for duration in (self.updates.until, self.steps))
+        if (self.start.steps(steps_per_epoch) // every + 1) * every >= until:
+            raise InputError(
+                f"{self.updates.rule} must update the mask at least once, but updates every {every} steps that end "
+                f"before step {until} never come: make update_every smaller, update_until larger, or train longer"
+            )
+        return every, until
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of one step, counted from 0."""
         total = max(1, self.steps.steps(steps_per_epoch))

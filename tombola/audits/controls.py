@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 
-from tombola.batches import tensors
 from tombola.early_bird import scales
 from tombola.engines.slimming import slim_mask
 from tombola.errors import InputError, suggestion
@@ -48,7 +47,7 @@ def shuffled(round: Round, draw: int) -> Run:
 
 def _trained(round: Round) -> Run:
     run = round.run
-    if run.recipe.trains != "weights" or run.recipe.updates is not None:
+    if not run.recipe.is_plain:
         raise InputError(
             "a control trains a ticket's net again with one thing changed, but this ticket is what the search for it "
             "has trained: train it anew from initial values (survivors 'reset'), where the method can"
@@ -63,8 +62,7 @@ def _channels_shuffled(round: Round, random: torch.Generator) -> Mask | None:
     if round.mask.keys() <= prunable(model).keys():
         return None
     channels = Mask({name: round.mask[name] for name in scales(model)})
-    example = tensors(lab.splits(seed).train.take(torch.zeros(2, dtype=torch.int64)))[0]
-    slim = slim_mask(model, channels.shuffled(random), example)
+    slim = slim_mask(model, channels.shuffled(random), lab.example(seed))
     return Mask({name: slim[name] for name in round.mask})
 
 

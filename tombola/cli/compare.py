@@ -11,6 +11,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import (
+    OF_METHODS,
     Function,
     Verb,
     data_root_option,
@@ -24,8 +25,8 @@ from tombola.cli.options import (
     store_option,
     validated,
 )
-from tombola.cli.places import check_writable
-from tombola.errors import InputError, TombolaError
+from tombola.cli.places import check_writable, writing
+from tombola.errors import InputError
 from tombola.recipe import DrawRecipe, Recipe
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _densities_option(name: str, text: str) -> Callable[[Function], Function]:
     defaults=_DEFAULTS,
     skip=tuple(name for name in DrawRecipe.model_fields if name not in _FIELDS),
 )
-@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", "trains", "score_density"))
+@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", *OF_METHODS))
 @jobs_option(RUNNING)
 @store_option(RUNNING)
 @data_root_option(RUNNING)
@@ -135,14 +136,8 @@ def command(task: str, **options: Any) -> None:
     refused += comparing.left_out(recipes, outcomes)
     rows = comparing.rows(recipes, outcomes, densities)
     found = _comparison(rows, outcomes, known, densities, cost_at, options["at"])
-    try:
+    with writing(out):
         _report(found, refused, task, out, figures=options["figures"], as_json=options["as_json"])
-    except OSError as error:
-        reason = error.strerror or error
-        raise TombolaError(
-            f"the results can't be written to {error.filename or out}: {reason}. "
-            "The nets are kept in the store: the same command, with another --out say, writes them without training"
-        ) from error
 
 
 def _cost_at(asked: float | None, densities: Sequence[float]) -> float:
@@ -155,11 +150,11 @@ def _cost_at(asked: float | None, densities: Sequence[float]) -> float:
 
 
 def _recipes(task: Task, densities: Sequence[float], options: dict[str, Any]) -> tuple[list[DrawRecipe], list[LeftOut]]:
-    from tombola.comparing import counts_channels, recipes
+    from tombola.comparing import recipes
     from tombola.methods import get_method
 
     names, channels = options["methods"], options["channel_densities"]
-    if channels and not any(counts_channels(get_method(name)) for name in names):
+    if channels and not any(get_method(name).of_channels for name in names):
         raise InputError("--channel-densities are those of early_bird: name that method too, or leave them out")
     chosen = {name: value for name, value in given(options, DrawRecipe).items() if name in _FIELDS}
     return recipes(

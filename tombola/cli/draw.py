@@ -10,6 +10,7 @@ import click
 
 from tombola.cli import output, recipe_file
 from tombola.cli.options import (
+    OF_METHODS,
     Verb,
     data_root_option,
     given,
@@ -21,8 +22,8 @@ from tombola.cli.options import (
     seeds_option,
     store_option,
 )
-from tombola.cli.places import check_writable
-from tombola.errors import InputError, TombolaError
+from tombola.cli.places import check_writable, writing
+from tombola.errors import InputError
 from tombola.recipe import DrawRecipe, Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
 @click.argument("task", required=False)
 @seeds_option(SEARCH)
 @recipe_options(DrawRecipe, section=SEARCH, defaults=_DEFAULTS, skip=("task", "seed", "training"))
-@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", "trains", "score_density"))
+@recipe_options(Recipe, section=TRAINING, defaults="the task's", skip=("start", *OF_METHODS))
 @path_option(
     *("--recipe", "recipe_path"),
     section=RUNNING,
@@ -107,14 +108,8 @@ def command(task: str | None, **options: Any) -> None:
             together=options["together"],
             watcher=show,
         )
-    try:
+    with writing(out):
         _report(draws, out, figures=options["figures"], as_json=options["as_json"])
-    except OSError as error:
-        reason = error.strerror or error
-        raise TombolaError(
-            f"the results can't be written to {error.filename or out}: {reason}. "
-            "The nets are kept in the store: the same command, with another --out say, writes them without training"
-        ) from error
 
 
 def _recipes(task: str | None, options: dict[str, Any]) -> list[DrawRecipe]:

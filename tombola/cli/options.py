@@ -19,6 +19,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 MOST_SEEDS = 1000
 
+OF_METHODS = ("trains", "score_density")
+"""Fields of a training's recipe that are the method's to fill in, where there is one."""
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", Duration: "DURATION"}
 
 

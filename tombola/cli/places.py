@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tombola.errors import InputError
+from tombola.errors import InputError, TombolaError
 
 if TYPE_CHECKING:
     from tombola.store import Store
@@ -24,6 +24,19 @@ def opened(store: str) -> Store:
     if "://" not in store and not folder.is_file() and not (folder / CATALOGUE).exists():
         raise InputError(f"there is no store at {store}; give its folder with --store, or make one with tombola draw")
     return Store(store)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell of results that can't be written, where they should have gone and that no training is lost by it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise TombolaError(
+            f"the results can't be written to {error.filename or folder}: {reason}. "
+            "The nets are kept in the store: the same command, with another --out say, writes them without training"
+        ) from error
 
 
 def check_writable(folder: Path, names: Iterable[str]) -> None:

@@ -262,6 +262,8 @@ class _Loss(nn.Module):
 
 
 def _check_recipe(recipe: Recipe) -> None:
+    if recipe.updates is not None or recipe.until_settled is not None:
+        raise InputError("each net's mask goes its own way, and so must its training")
     plain = Recipe()
     for name in ("trains", "scale_l1", "precision"):
         if (value := getattr(recipe, name)) != getattr(plain, name):

@@ -49,7 +49,7 @@ class AtInit(Method):
 
     def _mask(self, search: Search, density: float, number: int) -> Mask:
         model = search.lab.task.build(search.seed).to(search.lab.recipe.device)
-        by = self.criterion or search.criterion
+        by = search.criterion
         return prune_at_init(
             model,
             by,

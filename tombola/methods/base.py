@@ -58,6 +58,8 @@ class Method:
     """Whether the mask is updated during training."""
     scores: ClassVar[bool] = True
     """Whether a criterion scores weights."""
+    of_channels: ClassVar[bool] = False
+    """Whether densities are shares of channels, so that those of weights come out of them."""
     spreads: ClassVar[bool] = True
     """Whether a density can be spread over layers in other ways than ``allocation``."""
 
@@ -278,7 +280,7 @@ class Round:
     values: State
     run: Run
     search: tuple[Run, ...] = ()
-    scoring: Work = field(default_factory=lambda: Work())
+    scoring: Work = field(default_factory=Work)
 
 
 @dataclass(frozen=True)

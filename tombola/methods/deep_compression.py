@@ -57,7 +57,7 @@ class DeepCompression(Iterative):
 
 def _tuned(search: Search, run: Run, mask: Mask, bits: Mapping[str, int], share_of_steps: float) -> Run:
     lab = search.lab
-    steps = run.recipe.steps.steps(lab.steps_per_epoch(search.seed, run.recipe))
+    _, steps = lab.span(search.seed, run.recipe)
     length = Duration(max(1, round(share_of_steps * steps)))
     changes = {"trains": "centroids", "steps": length, "engine": any_engine(run.recipe)}
     recipe = run.recipe.model_copy(update=changes)

@@ -62,8 +62,7 @@ class During(Method):
     def recipe(self, search: Search, density: float) -> Recipe:
         """The recipe of a training to a density. ``InputError`` where no update of its mask would ever come."""
         rule, lab = RULES[self.rule], search.lab
-        per_epoch = lab.steps_per_epoch(search.seed, lab.recipe)
-        first, last = (duration.steps(per_epoch) for duration in (lab.recipe.start, lab.recipe.steps))
+        _, last = lab.span(search.seed, lab.recipe)
         every = Duration.of(rule.every) if search.update_every is None else search.update_every
         until = Duration(round(rule.until * last)) if search.update_until is None else search.update_until
         settings = {name: value for name, value in search.settings.items() if value != self.settings[name]}
@@ -74,14 +73,10 @@ class During(Method):
             settings=settings | ({_OWN: density} if self.gradual else {}),
             allocation=str(search.allocation) if self.gradual else None,
         )
-        step, end = max(1, every.steps(per_epoch)), min(until.steps(per_epoch), last)
-        if (first // step + 1) * step >= end:
-            raise InputError(
-                f"{self.rule} must update the mask at least once, but updates every {step} steps that end before step "
-                f"{end} never come: make update_every smaller, update_until larger, or train longer"
-            )
         engine = any_engine(lab.recipe) if lab.recipe.engine == "compact" else lab.recipe.engine
-        return lab.recipe.model_copy(update={"updates": updates, "engine": engine})
+        recipe = lab.recipe.model_copy(update={"updates": updates, "engine": engine})
+        recipe.updating(lab.steps_per_epoch(search.seed, recipe))  # what never comes is refused before any training
+        return recipe
 
     @property
     def gradual(self) -> bool:

@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
-from tombola.batches import tensors
 from tombola.durations import Duration
 from tombola.early_bird import DISTANCE, WINDOW, channel_mask, scales
 from tombola.engines.slimming import slim_mask
 from tombola.lab import Run
 from tombola.mask import Mask, prunable
-from tombola.methods.base import Method, Round, Search, any_engine
+from tombola.methods.base import Method, Round, Search, Survivors, any_engine
 from tombola.recipe import DrawRecipe, Recipe, Settled, checked
 
 
@@ -38,6 +36,7 @@ class EarlyBird(Method):
 
     prunes: ClassVar = "during"
     scores: ClassVar = False
+    of_channels: ClassVar = True
     spreads: ClassVar = False
 
     @property
@@ -83,35 +82,28 @@ def _lost(search: Search, found: Run) -> str | None:
             f"have not settled in {steps}: there is no ticket. Train longer, or allow a larger distance "
             "(settings: distance)"
         )
-    if search.survivors.kind == "continue" and _drawn(search, found) >= _last(search):
+    _, last = search.lab.span(search.seed, search.lab.recipe)
+    if search.survivors.kind == "continue" and _drawn(search, found) >= last:
         return f"have settled only at the end, in {steps}: there is nothing left to train. Train longer"
     return None
 
 
 def _drawn(search: Search, found: Run) -> int:
     """The step before which the ticket was drawn."""
-    lab = search.lab
-    return int(lab.recipe.start.steps(lab.steps_per_epoch(search.seed, lab.recipe)) + found.summary["steps"])
-
-
-def _last(search: Search) -> int:
-    return search.lab.recipe.steps.steps(search.lab.steps_per_epoch(search.seed, search.lab.recipe))
+    first, _ = search.lab.span(search.seed, search.lab.recipe)
+    return int(first + found.summary["steps"])
 
 
 def _ticket(search: Search, number: int, dense: Run, found: Run, density: float) -> Round:
-    lab, mask = search.lab, _mask(search, found.model(), density)
-    if search.survivors.kind == "reset":
-        values, run = search.survivors.train(lab, dense, found.final, mask)
-    else:
-        values = found.final
-        rest = lab.recipe.model_copy(update={"start": Duration(_drawn(search, found))})
-        run = lab.train(search.seed, start=values, mask=mask, recipe=rest)
+    mask, survivors = _mask(search, found.model(), density), search.survivors
+    if survivors.kind == "continue":  # with its values at the step before which it was drawn
+        survivors = Survivors("lr-rewind", Duration(_drawn(search, found)))
+    values, run = survivors.train(search.lab, dense, found.final, mask)
     return Round(number, mask, values, run, (found,))
 
 
 def _mask(search: Search, model: nn.Module, density: float) -> Mask:
     """The net's weights without the channels whose scales are smallest; layers left unpruned are not in it."""
-    example = tensors(search.lab.splits(search.seed).train.take(torch.zeros(2, dtype=torch.int64)))[0]
-    slim = slim_mask(model, channel_mask(scales(model), density), example)
+    slim = slim_mask(model, channel_mask(scales(model), density), search.lab.example(search.seed))
     spared = prunable(model).keys() - search.whole(model).keys()
     return Mask({name: kept for name, kept in slim.items() if name not in spared})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from tombola.lab import Run
-from tombola.mask import Mask
 from tombola.methods.base import Method, Round, Search
 from tombola.methods.work import Work
 
@@ -25,9 +24,8 @@ class Iterative(Method):
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds, each of which prunes the net of the one before."""
-        search = replace(search, criterion=self.criterion or search.criterion)
         lab, dense = search.lab, search.dense()
-        yield Round(0, Mask.full(dense.model()), dense.start, dense)
+        yield Round(0, dense.mask, dense.start, dense)
         last, mask, scoring = dense, search.whole(dense.model()), Work()
         trainings: tuple[Run, ...] = (dense,)
         for number, density in enumerate(search.densities, start=1):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from tombola.mask import Mask
 from tombola.methods.base import Method, Round, Search
 
 
@@ -15,9 +14,8 @@ class OneShot(Method):
 
     def __call__(self, search: Search) -> Iterator[Round]:
         """The rounds, each of which prunes the dense net."""
-        search = replace(search, criterion=self.criterion or search.criterion)
         dense = search.dense()
-        yield Round(0, Mask.full(dense.model()), dense.start, dense)
+        yield Round(0, dense.mask, dense.start, dense)
         whole = search.whole(dense.model())
         for number, density in enumerate(search.densities, start=1):
             if dense.diverged:

@@ -36,18 +36,11 @@ class Changes:
         self._per_epoch = recipe.steps_per_epoch(len(train))
         self._first, self._last = recipe.start.steps(self._per_epoch), recipe.steps.steps(self._per_epoch)
         self._settles = recipe.until_settled
-        self._every = self._until = 0
+        self._every, self._until = recipe.updating(self._per_epoch)
         if recipe.updates is not None:
             asked = recipe.updates
             spread = {} if asked.allocation is None else {"allocation": asked.allocation}
             self._rule = make_rule(asked.rule, {**asked.settings, **spread})
-            self._every = max(1, asked.every.steps(self._per_epoch))
-            self._until = min(asked.until.steps(self._per_epoch), self._last)
-            if self._next_update(self._first) is None:
-                raise InputError(
-                    f"the mask must be updated at least once, but updates every {self._every} steps that end before "
-                    f"step {self._until} never come: update more often, or train longer"
-                )
             frozen = [name for name, p in session.mask.parameters(session.model).items() if not p.requires_grad]
             if frozen:
                 raise InputError(

@@ -127,8 +127,6 @@ def train_together(
 
     Raises ``RefusedError``, before anything is trained, for nets that can't be trained so.
     """
-    if recipe.updates is not None or recipe.until_settled is not None:
-        raise RefusedError("each net's mask goes its own way, and so must its training")
     with _threads(recipe.threads):
         check_device(recipe)
         trainings = {n: replace(t, splits=t.splits.to(recipe.device)) for n, t in trainings.items()}
@@ -241,7 +239,8 @@ class _Course:
         self.batch = min(recipe.batch, len(training.splits.train))
         self.progress = Progress(place=place) if training.saved is None else training.saved.progress
         self.changes: Changes | None = None
-        self.cost = training_cost(training.model, training.mask, training.splits.train)
+        mask = training.mask if self.progress.mask is None else self.progress.mask
+        self.cost = training_cost(training.model, mask, training.splits.train)
 
     @property
     def over(self) -> bool:
@@ -258,16 +257,17 @@ class _Course:
 
     def update_mask(self) -> None:
         """Update the mask where that is due before the next step."""
-        if self.changes is not None and (examples := self.changes.update()) and self.cost is not None:
+        if self.changes is None:
+            return
+        before, examples = self.progress.mask, self.changes.update()
+        if self.cost is not None and (now := self.progress.mask) is not None:
+            self.cost = self.cost if now is before else self.cost.under(now)
             # The gradients of the kept weights' net, and of its inputs, but those of all weights (Evci et al. 2020).
-            work = self.cost.under(self.session.mask)
-            self.progress.flops += (2 * work.kept_flops + work.flops) * examples
+            self.progress.flops += (2 * self.cost.kept_flops + self.cost.flops) * examples
 
     def note(self, steps: int) -> None:
         """Take note of so many steps just taken, and of the state after them where that is wanted."""
         if self.cost is not None:
-            if self.changes is not None and self.changes.updates:
-                self.cost = self.cost.under(self.session.mask)
             self.progress.flops += self.cost.training_flops(steps * self.batch)
         self.keep_state()
         if self.changes is not None:

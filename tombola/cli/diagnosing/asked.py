@@ -12,6 +12,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import (
+    OF_METHODS,
     all_of,
     data_root_option,
     given,
@@ -52,7 +53,7 @@ def mask_options(
     skip |= set() if rounds else {"rounds"}
     defaults = dict.fromkeys(("rounds", "relative_rates", "unpruned"), "the task's")
     defaults["allocation"] = "the method's, or the task's"
-    training = {"start"} if trained else set(Recipe.model_fields) - {"device"}
+    training = {"start", *OF_METHODS} if trained else set(Recipe.model_fields) - {"device"}
     parts = [
         option(
             *("--method", "methods"),

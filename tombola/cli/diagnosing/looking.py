@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tombola.cli.options import all_of, data_root_option, option, recipe_options, seeds_option, store_option
+from tombola.cli.options import OF_METHODS, all_of, data_root_option, option, recipe_options, seeds_option, store_option
 from tombola.durations import Duration
 from tombola.errors import InputError
 from tombola.recipe import Recipe
@@ -59,7 +59,7 @@ def training_options(default_seed: str, default: str, skip: tuple[str, ...]) -> 
     """``--seed``, the options of a training, ``--store`` and ``--data-root``."""
     parts = [
         seeds_option(NET, default_seed),
-        recipe_options(Recipe, section=TRAINING, defaults=default, skip=skip),
+        recipe_options(Recipe, section=TRAINING, defaults=default, skip=(*skip, *OF_METHODS)),
         store_option(RUNNING),
         data_root_option(RUNNING),
     ]

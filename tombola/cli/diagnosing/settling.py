@@ -54,7 +54,7 @@ def _densities(ctx: click.Context, param: click.Parameter, text: str) -> list[fl
     metavar="NUMBER",
     help="normalised Hamming distance that none of them may exceed  [default: 0.1]",
 )
-@looking.training_options("0", "the task's", ("start", "trains", "score_density", "scale_l1"))
+@looking.training_options("0", "the task's", ("start", "scale_l1"))
 @recipe_options(Recipe, section=looking.TRAINING, defaults=f"{SCALE_L1:g}", skip=_ALL_BUT_THE_PENALTY)
 @asked.output_options("settling")
 def command(task: str, **options: Any) -> None:
