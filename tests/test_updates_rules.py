@@ -10,6 +10,7 @@ from moments import after, kept, moment_of
 
 from tombola.errors import InputError
 from tombola.mask import Mask
+from tombola.updates.base import all_finite
 from tombola.updates.deep_r import AWAKE, DeepR
 from tombola.updates.dsr import DSR, shared_out
 from tombola.updates.gradual import Gradual
@@ -238,3 +239,12 @@ def test_gradual_says_where_a_sparse_start_lacks_entries() -> None:
     weights = {name: torch.ones(10) * tensor for name, tensor in mask.items()}
     with pytest.raises(InputError, match="'a' can keep at most 2 entries"):
         Gradual(density=0.5).update(moment_of(weights, mask, step=740))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_entry_that_is_not_finite_is_found(dtype: torch.dtype, value: float) -> None:
+    tensors = {"a": torch.randn(3, 4).to(dtype), "empty": torch.zeros(0, 4)}
+    assert all_finite(tensors)
+    tensors["a"][1, 2] = value
+    assert not all_finite(tensors)

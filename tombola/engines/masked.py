@@ -92,9 +92,10 @@ class MaskedSession:
             parameters[name].copy_(value)
         self._cover(mask)
         for parameter in parameters.values():
+            alive = (parameter != 0).to(parameter.dtype)
             for moment in self.optimizer.state.get(parameter, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                    moment.masked_fill_(parameter == 0, 0.0)
+                    moment.mul_(alive)
         self._graph = self._new_graph()  # a recorded step has the old mask in it
 
     def skip(self) -> None:
