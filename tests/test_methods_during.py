@@ -12,7 +12,7 @@ from torch import nn
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.audits.controls import CONTROLS
+from tombola.audits.controls import CONTROLS, Subject
 from tombola.diagnostics.masks import masks_at
 from tombola.draws import draw_recipe
 from tombola.lab import Lab
@@ -96,7 +96,7 @@ def test_the_mask_that_was_found_can_be_trained_anew(store: tb.Store, name: str)
     assert found.controls[0].run.mask == again.mask
     assert [x.kept for x in found.controls[1].run.mask.layers()] == [x.kept for x in again.mask.layers()]
     with pytest.raises(tb.InputError, match="what the search for it has trained"):
-        CONTROLS["reinit"](first, 0)
+        CONTROLS["reinit"].train(Subject(first))
 
 
 @pytest.mark.parametrize("name", UPDATING)
@@ -171,7 +171,7 @@ def test_a_supermask_can_be_trained_from_the_same_values(store: tb.Store, name: 
     assert again.run.recipe == found.recipe.training
     assert len(found.controls) == 2
     with pytest.raises(tb.InputError, match="train it anew from initial values"):
-        CONTROLS["shuffled"](kept, 0)
+        CONTROLS["shuffled"].train(Subject(kept))
 
 
 def test_scores_that_find_nothing_give_no_ticket_and_a_word(store: tb.Store) -> None:
@@ -197,7 +197,7 @@ def test_scores_train_on_the_reference_engine_whatever_is_asked_for(store: tb.St
         ({"method": "dsr", "settings": {"threshold": 0}}, "threshold must be .* more than 0"),
         ({"method": "gradual", "settings": {"density": 0.1}}, "no setting 'density'"),
         ({"method": "gradual", "settings": {"first": 2}}, "first must be .* but got 2"),
-        ({"method": "gradual", "allocation": "layerwise"}, "must be global, uniform or erk, but is 'layerwise'"),
+        ({"method": "gradual", "allocation": "layerwise"}, "must be global, uniform, erk or smart_ratio, but is 'layerwise'"),
         ({"method": "rigl", "update_every": "60it"}, "rigl must update the mask at least once, but updates every 60"),
         ({"method": "rigl", "update_every": "5it", "update_until": "5it"}, "that end before step 5 never come"),
         ({"method": "rigl"}, "updates every 100 steps that end before step 45 never come"),

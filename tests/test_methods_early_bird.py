@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.audits.controls import shuffled
+from tombola.audits.controls import CONTROLS, Subject
 from tombola.diagnostics.masks import masks_at
 from tombola.draws import draw_recipe
 from tombola.early_bird import channel_mask, drawn_at, scales
@@ -176,7 +176,7 @@ def test_controls_change_values_or_which_channels(store: tb.Store) -> None:
         channels = Mask({name: mask[name] for name in scales(net())})
         assert mask == slim_mask(net(), channels, torch.zeros(2, 12)), "whole channels"
         assert same(control.run.start, masked(ticket.search[0].final, mask))
-    assert shuffled(ticket, 1).id == found.controls[3].run.id
+    assert CONTROLS["shuffled"].train(Subject(ticket), 1).id == found.controls[3].run.id
 
 
 @pytest.mark.parametrize(

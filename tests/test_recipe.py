@@ -168,7 +168,7 @@ def test_recipes_that_make_no_sense_are_refused(fields: dict[str, Any], message:
         ({"margin": math.nan}, "less than 1"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"training": {"lr": -1}}, "greater than 0"),
-        ({"controls": ["dense"]}, "'reinit' or 'shuffled'"),
+        ({"controls": ["dense"]}, "'reinit', 'shuffled', .* or 'fine_tune'"),
     ],
 )
 def test_draw_recipes_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:

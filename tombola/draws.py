@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tombola.audits.controls import get_control
+from tombola.audits.controls import DENSE_RATE, Subject, dense_rate, get_control
 from tombola.criteria import criterion, register, score
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Lab, Run, Watcher
@@ -36,6 +37,8 @@ class ControlRun:
     draw: int
     round: int
     run: Run
+    density: float
+    """What it keeps, as a share of the weights that the ticket's mask covers: of a smaller net too."""
 
 
 @dataclass
@@ -46,6 +49,14 @@ class Draw:
     lab: Lab
     rounds: list[Round] = field(default_factory=list)
     controls: list[ControlRun] = field(default_factory=list)
+
+    @cached_property
+    def search(self) -> Search:
+        """What its method and its controls work with: one for all, so that they share what it has looked up.
+
+        Raises ``InputError`` for a criterion that fails, and for a ladder or control rounds that can't be.
+        """
+        return _search(self.recipe, self.lab)
 
     @property
     def id(self) -> str:
@@ -104,18 +115,18 @@ class Draw:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each run. Metrics are those on test data where the task has any, else on validation data."""
-        rows = [self._row("ticket", 0, r.number, r.run) | _spent(r) for r in self.rounds]
-        rows += [self._row(c.arm, c.draw, c.round, c.run) for c in self.controls]
+        rows = [self._row("ticket", 0, r.number, r.run, r.run.final_mask.density) | _spent(r) for r in self.rounds]
+        rows += [self._row(c.arm, c.draw, c.round, c.run, c.density) for c in self.controls]
         return rows
 
-    def _row(self, arm: str, draw: int, number: int, run: Run) -> dict[str, Any]:
+    def _row(self, arm: str, draw: int, number: int, run: Run, density: float) -> dict[str, Any]:
         judged: Any = "validation" if self.lab.splits(run.seed).test is None else "test"
         return {
             "seed": run.seed,
             "arm": arm,
             "draw": draw,
             "round": number,
-            "density": run.final_mask.density,
+            "density": density,
             "stop_step": run.summary["stop_step"],
             "stop_metric": run.metric("stop", judged),
             "end_metric": run.metric("end", judged),
@@ -128,21 +139,21 @@ class Draw:
     def curves(self) -> list[dict[str, Any]]:
         """One row for each evaluation of each run."""
         metric = f"validation_{self.lab.task.metric}"
-        arms = [("ticket", 0, r.number, r.run) for r in self.rounds]
-        arms += [(c.arm, c.draw, c.round, c.run) for c in self.controls]
+        arms = [("ticket", 0, r.number, r.run, r.run.final_mask.density) for r in self.rounds]
+        arms += [(c.arm, c.draw, c.round, c.run, c.density) for c in self.controls]
         return [
             {
                 "seed": run.seed,
                 "arm": arm,
                 "draw": draw,
                 "round": number,
-                "density": run.final_mask.density,
+                "density": density,
                 "step": row["step"],
                 "train_loss": row["train_loss"],
                 "validation_loss": row["validation_loss"],
                 "validation_metric": row[metric],
             }
-            for arm, draw, number, run in arms
+            for arm, draw, number, run, density in arms
             for row in run.history
         ]
 
@@ -207,7 +218,7 @@ def draw_recipe(task: Task, options: Mapping[str, Any]) -> DrawRecipe:
     if not any(options.get(ending) for ending in ("rounds", "density", "densities", "stop_at_margin")):
         defaults |= _ending(method, task)
     recipe = checked(DrawRecipe, {**defaults, **options, "training": training})
-    _check(recipe)
+    _check(task, recipe)
     return recipe
 
 
@@ -218,8 +229,8 @@ def _ending(method: Method, task: Task) -> dict[str, Any]:
     return {"densities": method.densities} if method.densities else {"rounds": 1}
 
 
-def _check(recipe: DrawRecipe) -> None:
-    """``InputError`` for what the training can't be, and for what doesn't go with the method."""
+def _check(task: Task, recipe: DrawRecipe) -> None:
+    """``InputError`` for what the training can't be, and for what doesn't go with the method or the task."""
     for name in ("updates", "until_settled", "score_density"):
         if getattr(recipe.training, name) is not None:
             raise InputError(f"training.{name} is the business of methods: leave it out, and name the method")
@@ -227,8 +238,11 @@ def _check(recipe: DrawRecipe) -> None:
         raise InputError(
             f"a draw trains weights, and methods know when not to, but trains is {recipe.training.trains!r}"
         )
-    get_method(recipe.method).check(recipe)
+    method = get_method(recipe.method)
+    method.check(recipe)
     criterion(recipe.criterion)
+    for name in recipe.controls:
+        get_control(name).check(task, method, recipe)
 
 
 def rounds(found: Draw) -> Iterator[Round]:
@@ -236,8 +250,8 @@ def rounds(found: Draw) -> Iterator[Round]:
 
     Raises ``InputError`` for a ladder or control rounds that can't be, ``TombolaError`` when the dense net diverges.
     """
-    recipe, search = found.recipe, _search(found)
-    for round in get_method(recipe.method)(search):
+    recipe = found.recipe
+    for round in get_method(recipe.method)(found.search):
         found.rounds.append(round)
         record(found, "running")
         yield round
@@ -258,21 +272,20 @@ def numbered_masks(found: Draw) -> Iterator[tuple[int, Mask]]:
     """
     method = get_method(found.recipe.method)
     if method.prunes == "before":
-        yield from enumerate(method.masks(_search(found)), start=1)
+        yield from enumerate(method.masks(found.search), start=1)
         return
     for round in rounds(found):
         if round.number:
             yield round.number, round.mask
 
 
-def _search(found: Draw) -> Search:
-    recipe = found.recipe
+def _search(recipe: DrawRecipe, lab: Lab) -> Search:
     method = get_method(recipe.method)
     allocation: Allocation = recipe.allocation
     if recipe.allocation == "layerwise":
         allocation = Layerwise(recipe.rate, recipe.relative_rates)
     search = Search(
-        lab=found.lab,
+        lab=lab,
         seed=recipe.seed,
         densities=(),
         criterion=method.criterion or recipe.criterion,
@@ -284,8 +297,9 @@ def _search(found: Draw) -> Search:
         settings=recipe.settings,
         update_every=recipe.update_every,
         update_until=recipe.update_until,
+        ticket=recipe.ticket,
     )
-    net = found.lab.task.build(recipe.seed).to(recipe.training.device)
+    net = lab.task.build(recipe.seed).to(recipe.training.device)
     whole = search.whole(net)
     if method.prunes == "after":  # a criterion that fails does so before any training
         by = search.criterion
@@ -298,17 +312,26 @@ def _search(found: Draw) -> Search:
 
 
 def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]:
-    """Train the controls of a draw's rounds; with ``parts``, every ``parts``-th of them from ``part`` on."""
-    recipe = found.recipe
-    numbers = recipe.control_rounds or [r.number for r in found.rounds[1:]]
-    wanted = [r for r in found.rounds if r.number in numbers]
-    jobs = [(arm, d, r) for r in wanted for arm in recipe.controls for d in range(recipe.control_draws)]
-    for arm, number, round in jobs[part::parts]:
-        control = ControlRun(arm, number, round.number, get_control(arm)(round, number))
-        found.controls.append(control)
-        yield control
+    """Train the controls of a draw's rounds, and the dense net with other learning rates; with ``parts``, every
+    ``parts``-th of them from ``part`` on."""
+    recipe, method = found.recipe, get_method(found.recipe.method)
+    rounds = {round.number: round for round in found.rounds}
+    for arm, number, draw in controls_of(recipe, list(rounds)[1:])[part::parts]:
+        control, round = dense_rate(recipe.dense_rates) if arm == DENSE_RATE else get_control(arm), rounds[number]
+        run = control.train(Subject(round, found.search, method), draw)
+        density = run.final_mask.kept / round.mask.total
+        found.controls.append(ControlRun(arm, draw, number, run, density))
+        yield found.controls[-1]
     if parts == 1:
         record(found, "finished")
+
+
+def controls_of(recipe: DrawRecipe, rounds: Iterable[int]) -> list[tuple[str, int, int]]:
+    """Arm, round and number of each training that ``controls`` adds to a draw with tickets of these rounds."""
+    wanted = [number for number in rounds if recipe.control_rounds is None or number in recipe.control_rounds]
+    draws = {arm: recipe.control_draws if get_control(arm).draws else 1 for arm in recipe.controls}
+    found = [(arm, number, draw) for number in wanted for arm, count in draws.items() for draw in range(count)]
+    return found + [(DENSE_RATE, 0, place) for place in range(len(recipe.dense_rates))]
 
 
 def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> list[float]:

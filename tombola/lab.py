@@ -58,6 +58,8 @@ class Event:
     row: Mapping[str, Any] | None = None
     run: str = ""
     """The run's identity, which tells two draws of one control apart."""
+    about: Mapping[str, Any] | None = None
+    """What the run is, as its record in the store says; None where a run that was finished is trained again."""
 
 
 Watcher = Callable[[Event], None]
@@ -310,12 +312,14 @@ class Lab:
         mask: Mask | None = None,
         recipe: Recipe | None = None,
         arm: str = "ticket",
+        draw: int | None = None,
         keep: Collection[Duration] = (),
     ) -> Run:
         """A finished training from ``start`` (default: the seed's initial values) under ``mask`` (default: dense).
 
         It is computed unless the store has it, or another process is at it, which is then waited for. ``keep`` names
-        steps whose values will be asked for by ``Run.at``. ``arm`` says what the run is for, to people only.
+        steps whose values will be asked for by ``Run.at``. ``arm`` says what the run is for, and ``draw`` the number of
+        a control's random draw, to people only.
         """
         recipe = self.recipe if recipe is None else recipe
         first, last = self.span(seed, recipe)
@@ -327,9 +331,9 @@ class Lab:
         start = dict(Ticket(mask, start, {}).values)
         about = self._about(seed, start, mask, recipe)
         run_id = hashlib.sha256(canonical_json(about).encode()).hexdigest()
-        about |= {"arm": arm, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
+        about |= {"arm": arm, "draw": draw, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
         steps = {d.steps(self.steps_per_epoch(seed, recipe)) for d in keep}
-        event = Event("found", arm, seed, mask.density, run=run_id)
+        event = Event("found", arm, seed, mask.density, run=run_id, about=about)
         record = self.stored(run_id)
         if record is None:
             wanted = Wanted(self, run_id, about, seed, start, mask, recipe, frozenset(steps), event)

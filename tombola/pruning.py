@@ -120,15 +120,36 @@ def erk_shares(density: float, shapes: Shapes) -> dict[str, float]:
     """
     # density * size is in proportion to the sum of dimensions; a single number counts as one of length 1
     weights = {name: float(sum(shape or (1,))) for name, shape in shapes.items()}
+    return _filled(weights, {name: float(math.prod(shape)) for name, shape in shapes.items()}, density * _total(shapes))
+
+
+def smart_ratio_shares(density: float, shapes: Shapes) -> dict[str, float]:
+    """Smart ratio (Su et al. 2020): of L layers, layer l keeps a share in proportion to (L - l + 1)^2 + (L - l + 1).
+
+    The last linear layer keeps 0.3 of its entries whatever the density; the others are scaled for the total to be
+    exact. The paper's further factor for VGG is left out. Where it says nothing: a layer whose share would exceed it is
+    kept whole, the last linear layer has at most half of all that is kept, and what the others can't hold.
+    """
     sizes = {name: float(math.prod(shape)) for name, shape in shapes.items()}
-    whole = {name for name in shapes if sizes[name] == 0}
+    weights = {n: (k * k + k) * sizes[n] for k, n in zip(range(len(shapes), 0, -1), shapes, strict=True)}
+    total, last = density * _total(shapes), next((n for n in reversed(list(shapes)) if len(shapes[n]) == 2), None)
+    if last is None:
+        return _filled(weights, sizes, total)
+    others = {n: weight for n, weight in weights.items() if n != last}
+    shares = _filled(others, sizes, total - min(0.3 * sizes[last], total / 2))
+    return {n: shares[n] if n in others else total - sum(shares.values()) for n in shapes}
+
+
+def _filled(weights: Mapping[str, float], sizes: Mapping[str, float], total: float) -> dict[str, float]:
+    """``total`` in proportion to the weights; what would exceed its size is kept whole, and others scaled up for it."""
+    whole = {name for name in weights if sizes[name] == 0}
     while True:
-        partial = [name for name in shapes if name not in whole]
-        left = density * _total(shapes) - sum(sizes[n] for n in whole)
+        partial = [name for name in weights if name not in whole]
+        left = total - sum(sizes[n] for n in whole)
         scale = left / sum(weights[n] for n in partial) if partial else 0.0
         full = {n for n in partial if scale * weights[n] > sizes[n]}
         if not full:
-            return {n: sizes[n] if n in whole else scale * weights[n] for n in shapes}
+            return {n: sizes[n] if n in whole else scale * weights[n] for n in weights}
         whole |= full
 
 
@@ -137,6 +158,7 @@ ALLOCATIONS: dict[str, Callable[[float, Shapes], dict[str, float]] | None] = {
     "layerwise": Layerwise().shares,
     "uniform": uniform_shares,
     "erk": erk_shares,
+    "smart_ratio": smart_ratio_shares,
 }
 Allocation = str | Layerwise | Mapping[str, float]
 
@@ -159,7 +181,7 @@ def prune(
         Kept / all entries, 0 to 1. Left out only when ``allocation`` gives every layer's density itself.
     allocation
         ``"global"`` (one ranking over all layers), ``"layerwise"`` or a ``Layerwise`` (per-layer rates), ``"uniform"``,
-        ``"erk"``, or a mapping from each layer's name to its own density.
+        ``"erk"``, ``"smart_ratio"``, or a mapping from each layer's name to its own density.
     within
         Keep only entries that this mask keeps. Counts still refer to all entries.
     structure

@@ -15,6 +15,23 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Density = Annotated[float, Field(gt=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+ControlName = Literal[
+    "reinit",
+    "shuffled",
+    "values_shuffled",
+    "signed_reinit",
+    "signed_constant",
+    "random_uniform",
+    "random_erk",
+    "random_smart_ratio",
+    "inverted",
+    "random_labels",
+    "shuffled_pixels",
+    "half_data",
+    "small_dense",
+    "lr_rewind",
+    "fine_tune",
+]
 
 
 class Identified(BaseModel):
@@ -213,7 +230,7 @@ class DrawRecipe(Identified):
     relative_rates: dict[str, float] = Field(
         {}, description="by layer pattern, the multiple of the rate that applies there"
     )
-    allocation: Literal["global", "layerwise", "uniform", "erk"] = Field(
+    allocation: Literal["global", "layerwise", "uniform", "erk", "smart_ratio"] = Field(
         "layerwise", description="how one density is spread over layers"
     )
     schedule: Literal["geometric", "exponential", "linear", "cubic"] = Field(
@@ -250,11 +267,15 @@ class DrawRecipe(Identified):
     )
     margin: float = Field(0.005, ge=0, lt=1, description="how far below dense a ticket may fall on validation data")
     stop_at_margin: bool = Field(False, description="end the search at the first round that falls below the margin")
-    controls: tuple[Literal["reinit", "shuffled"], ...] = Field((), description="controls trained beside the tickets")
-    control_draws: int = Field(1, gt=0, le=100, description="random draws of each control")
+    controls: tuple[ControlName, ...] = Field((), description="controls trained beside the tickets")
+    control_draws: int = Field(1, gt=0, le=100, description="random draws of each control that draws at random")
     control_rounds: tuple[int, ...] | None = Field(
         None, description="rounds that get controls; default: all but the dense"
     )
+    dense_rates: tuple[Positive, ...] = Field(
+        (), description="learning rates that the dense net is trained with too, beside the recipe's"
+    )
+    ticket: str | None = Field(None, description="method given: the file of a ticket, or its address in the store")
     training: Recipe = Field(Recipe(), description="how each net is trained")
 
     @model_validator(mode="after")
@@ -286,6 +307,11 @@ class DrawRecipe(Identified):
             raise ValueError(f"controls must be named once each, but got {', '.join(self.controls)}")
         if self.control_rounds is not None and not (self.control_rounds and self.controls):
             raise ValueError("control_rounds must name rounds of the controls asked for: give both, or neither")
+        if len(set(self.dense_rates)) < len(self.dense_rates) or self.training.lr in self.dense_rates:
+            raise ValueError(
+                f"dense_rates must each be there once, and not be the recipe's own {self.training.lr:g}, but got "
+                + ", ".join(f"{rate:g}" for rate in self.dense_rates)
+            )
         if self.strategy == 2 and self.survivors not in ("reset", "rewind"):
             raise ValueError("strategy 2 resets or rewinds at the end: survivors must be 'reset' or 'rewind'")
         return self

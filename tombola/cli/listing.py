@@ -68,7 +68,8 @@ def _roughly(seconds: float | None) -> str:
 
 
 def methods(as_json: bool) -> None:
-    """Print the methods, criteria and controls, each with a line, and the settings of methods with their defaults."""
+    """Print the methods, criteria and controls, each with a line, the settings of methods with their
+    defaults, and what each control changes."""
     from tombola.audits.controls import CONTROLS
     from tombola.criteria import CRITERIA
     from tombola.methods import METHODS
@@ -78,14 +79,16 @@ def methods(as_json: bool) -> None:
         for kind, known in (("methods", METHODS), ("criteria", CRITERIA), ("controls", CONTROLS))
     }
     settings = {name: dict(method.settings) for name, method in METHODS.items()}
+    changes = {name: control.changes for name, control in CONTROLS.items()}
     if as_json:
-        output.document(found | {"settings": settings})
+        output.document(found | {"settings": settings, "changes": changes})
         return
     for kind, lines in found.items():
         click.echo(f"{kind}:")
         width = max(map(len, lines))
         for name, line in lines.items():
-            click.echo(f"  {name:{width}}  {line}".rstrip())
+            changed = f" Changes: {changes[name]}." if kind == "controls" else ""
+            click.echo(f"  {name:{width}}  {line}{changed}".rstrip())
             if kind == "methods" and settings[name]:
                 own = ", ".join(f"{setting}={default:g}" for setting, default in settings[name].items())
                 click.echo(f"  {'':{width}}  settings: {own}")

@@ -90,12 +90,13 @@ class KeepingLab(Lab):
         mask: Mask | None = None,
         recipe: Recipe | None = None,
         arm: str = "ticket",
+        draw: int | None = None,
         keep: Collection[Duration] = (),
     ) -> Run:
         """As any lab's."""
         if mask is None or mask.kept in (mask.total, round(self._density * mask.total)):
             keep = (*keep, *self._steps)
-        return super().train(seed, start=start, mask=mask, recipe=recipe, arm=arm, keep=keep)
+        return super().train(seed, start=start, mask=mask, recipe=recipe, arm=arm, draw=draw, keep=keep)
 
 
 def holding(lab: Lab, seed: int, state: State) -> nn.Module:

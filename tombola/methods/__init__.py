@@ -9,6 +9,7 @@ from tombola.methods.base import Method, Round, Search
 from tombola.methods.deep_compression import DeepCompression
 from tombola.methods.during import During
 from tombola.methods.early_bird import EarlyBird
+from tombola.methods.given import Given
 from tombola.methods.iterative import Iterative
 from tombola.methods.one_shot import OneShot
 from tombola.methods.supermask import Supermask
@@ -91,6 +92,7 @@ METHODS: dict[str, Method] = {
         "Before training, by the size of the initial weights (a baseline of Frankle et al. 2021).", "magnitude"
     ),
     "random_at_init": AtInit("Before training, at random (a baseline of Frankle et al. 2021).", "random"),
+    "given": Given("A ticket that is there already, from its file: trained and judged, not searched for."),
     "at_init": AtInit("Before training, by the criterion asked for (whose source it is)."),
 }
 

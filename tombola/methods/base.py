@@ -60,6 +60,8 @@ class Method:
     """Whether a criterion scores weights."""
     of_channels: ClassVar[bool] = False
     """Whether densities are shares of channels, so that those of weights come out of them."""
+    given: ClassVar[bool] = False
+    """Whether the ticket is there already."""
     spreads: ClassVar[bool] = True
     """Whether a density can be spread over layers in other ways than ``allocation``."""
 
@@ -108,6 +110,8 @@ class Method:
                 f"{recipe.survivors!r} trains nothing from its ticket: "
                 + (f"give survivors {' or '.join(others)}, or no controls" if others else "leave controls out")
             )
+        if recipe.ticket is not None and not self.given:
+            raise InputError(f"{who} finds its ticket by itself, but a ticket is given: name method 'given'")
         if (recipe.update_every is not None or recipe.update_until is not None) and not self.updates:
             raise InputError(f"{who} updates no mask during training: leave out update_every and update_until")
         for name in recipe.settings:
@@ -154,21 +158,24 @@ class Survivors:
     def train(self, lab: Lab, dense: Run, trained: State, mask: Mask) -> tuple[State, Run]:
         """The values before masking, and the net trained from them; ``trained`` are those of the net that was pruned,
         compensated for that where the criterion does so."""
-        recipe = lab.recipe
         values = dense.at(self.back_to) if self.kind in ("reset", "rewind") else trained
+        return values, lab.train(dense.seed, start=values, mask=mask, recipe=self.recipe(lab, dense.seed))
+
+    def recipe(self, lab: Lab, seed: int) -> Recipe:
+        """The part of the lab's recipe that they are trained by."""
+        recipe = lab.recipe
         if self.kind in ("rewind", "lr-rewind"):
-            recipe = recipe.model_copy(update={"start": self.back_to})
-        elif self.kind == "fine-tune":
-            per_epoch = lab.steps_per_epoch(dense.seed, recipe)
-            changes = {
-                "steps": self.length or recipe.steps,
-                "lr": _last_rate(recipe, per_epoch),
-                "lr_schedule": "constant",
-                "milestones": (),
-                "warmup": ZERO,
-            }
-            recipe = recipe.model_copy(update=changes)
-        return values, lab.train(dense.seed, start=values, mask=mask, recipe=recipe)
+            return recipe.model_copy(update={"start": self.back_to})
+        if self.kind != "fine-tune":
+            return recipe
+        changes = {
+            "steps": self.length or recipe.steps,
+            "lr": _last_rate(recipe, lab.steps_per_epoch(seed, recipe)),
+            "lr_schedule": "constant",
+            "milestones": (),
+            "warmup": ZERO,
+        }
+        return recipe.model_copy(update=changes)
 
 
 def any_engine(recipe: Recipe) -> Literal["auto", "masked"]:
@@ -207,6 +214,7 @@ class Search:
     settings: Mapping[str, float] = field(default_factory=dict)
     update_every: Duration | None = None
     update_until: Duration | None = None
+    ticket: str | None = None
 
     def whole(self, model: nn.Module) -> Mask:
         """The mask of the dense net: every prunable parameter but those left unpruned.

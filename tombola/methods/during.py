@@ -44,8 +44,8 @@ class During(Method):
         make_rule(self.rule, {**recipe.settings, **({_OWN: 0.5} if self.gradual else {})})
         if self.gradual and recipe.allocation == "layerwise":
             raise InputError(
-                "gradual pruning has no rounds and so no rates by layer: allocation must be global, uniform or erk, "
-                "but is 'layerwise'"
+                "gradual pruning has no rounds and so no rates by layer: allocation must be global, uniform, erk or "
+                "smart_ratio, but is 'layerwise'"
             )
 
     def __call__(self, search: Search) -> Iterator[Round]:

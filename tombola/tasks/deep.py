@@ -7,6 +7,7 @@ padding by 4 pixels and flipped, and weight decay acts on all parameters.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tombola.durations import Duration
@@ -58,6 +59,7 @@ DEEP = (
     Task(
         name="digits-conv",
         model=digits_resnet,
+        scaled=digits_resnet,
         load=splits_of(digits, 300),
         input_shape=(1, 8, 8),
         recipe=Recipe(
@@ -79,6 +81,7 @@ DEEP = (
     Task(
         name="cifar10-vgg11-quick",
         model=lambda: vgg(11, width=16),
+        scaled=partial(vgg, 11, width=16),
         load=augmented_splits(load_cifar10, 5_000, examples=20_000),
         input_shape=(3, 32, 32),
         recipe=_QUICK,
@@ -90,6 +93,7 @@ DEEP = (
     Task(
         name="cifar10-resnet20-quick",
         model=lambda: resnet(20, width=8),
+        scaled=partial(resnet, 20, width=8),
         load=augmented_splits(load_cifar10, 5_000, examples=20_000),
         input_shape=(3, 32, 32),
         recipe=_QUICK.model_copy(update={"steps": Duration(4, "ep"), "lr": 0.2}),
@@ -101,6 +105,7 @@ DEEP = (
     Task(
         name="cifar10-vgg11",
         model=lambda: vgg(11),
+        scaled=partial(vgg, 11),
         load=_CIFAR10,
         input_shape=(3, 32, 32),
         recipe=_GRASP_VGG,
@@ -111,6 +116,7 @@ DEEP = (
     Task(
         name="cifar10-vgg16",
         model=lambda: vgg(16),
+        scaled=partial(vgg, 16),
         load=_CIFAR10,
         input_shape=(3, 32, 32),
         recipe=_SYNFLOW,
@@ -121,6 +127,7 @@ DEEP = (
     Task(
         name="cifar100-vgg16",
         model=lambda: vgg(16, classes=100),
+        scaled=partial(vgg, 16, classes=100),
         load=_CIFAR100,
         input_shape=(3, 32, 32),
         recipe=_SYNFLOW,
@@ -131,6 +138,7 @@ DEEP = (
     Task(
         name="cifar10-vgg19",
         model=lambda: vgg(19),
+        scaled=partial(vgg, 19),
         load=_CIFAR10,
         input_shape=(3, 32, 32),
         recipe=_GRASP_VGG,
@@ -141,6 +149,7 @@ DEEP = (
     Task(
         name="cifar100-vgg19",
         model=lambda: vgg(19, classes=100),
+        scaled=partial(vgg, 19, classes=100),
         load=_CIFAR100,
         input_shape=(3, 32, 32),
         recipe=_GRASP_VGG,
@@ -151,6 +160,7 @@ DEEP = (
     Task(
         name="cifar10-resnet20",
         model=lambda: resnet(20),
+        scaled=partial(resnet, 20),
         load=_CIFAR10,
         input_shape=(3, 32, 32),
         recipe=_sgd(160, (80, 120)),
@@ -161,6 +171,7 @@ DEEP = (
     Task(
         name="cifar10-resnet18",
         model=lambda: resnet(20),
+        scaled=partial(resnet, 20),
         load=_CIFAR10,
         input_shape=(3, 32, 32),
         recipe=_sgd(
@@ -180,6 +191,7 @@ DEEP = (
     Task(
         name="cifar10-resnet32",
         model=lambda: resnet(32, width=32),
+        scaled=partial(resnet, 32, width=32),
         load=_CIFAR10,
         input_shape=(3, 32, 32),
         recipe=_GRASP_RESNET,
@@ -190,6 +202,7 @@ DEEP = (
     Task(
         name="cifar100-resnet32",
         model=lambda: resnet(32, width=32, classes=100),
+        scaled=partial(resnet, 32, width=32, classes=100),
         load=_CIFAR100,
         input_shape=(3, 32, 32),
         recipe=_GRASP_RESNET,
@@ -200,6 +213,7 @@ DEEP = (
     Task(
         name="svhn-resnet20",
         model=lambda: resnet(20),
+        scaled=partial(resnet, 20),
         load=augmented_splits(load_svhn, 5_000, flip=False),
         input_shape=(3, 32, 32),
         recipe=_sgd(80, (40, 60)),
@@ -210,6 +224,7 @@ DEEP = (
     Task(
         name="tiny-imagenet-resnet18",
         model=lambda: resnet18(classes=200),
+        scaled=partial(resnet18, classes=200),
         load=_TINY,
         input_shape=(3, 64, 64),
         recipe=_sgd(300, (150, 225)),
@@ -220,6 +235,7 @@ DEEP = (
     Task(
         name="tiny-imagenet-vgg19",
         model=lambda: vgg(19, classes=200),
+        scaled=partial(vgg, 19, classes=200),
         load=_TINY,
         input_shape=(3, 64, 64),
         recipe=_sgd(300, (150, 225), weight_decay=5e-4),
@@ -230,6 +246,7 @@ DEEP = (
     Task(
         name="imagenet-resnet50",
         model=lambda: imagenet_resnet(50),
+        scaled=partial(imagenet_resnet, 50),
         load=imagenet_splits(10_000),
         input_shape=(3, 224, 224),
         recipe=_sgd(90, (30, 60, 80), batch=256, warmup=Duration(5, "ep")),

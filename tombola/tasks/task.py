@@ -120,6 +120,9 @@ class Task:
         For built-in tasks: ``load(root, seed, progress)`` gives the splits in place of the three fields.
     input_shape
         The shape of one input. What needs no more than that, such as SynFlow, then does without the data.
+    scaled
+        ``scaled(factor)``: a net of the same family with all hidden widths times ``factor``, rounded, at least 1. The
+        control ``small_dense`` needs it.
     """
 
     model: Callable[[], nn.Module]
@@ -139,6 +142,7 @@ class Task:
     margin: float = 0.005
     load: LoadSplits | None = None
     input_shape: tuple[int, ...] | None = None
+    scaled: Callable[[float], nn.Module] | None = None
     description: str = ""
 
     def __post_init__(self) -> None:

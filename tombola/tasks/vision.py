@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tombola.durations import Duration
 from tombola.recipe import Recipe
 from tombola.tasks.data.cifar import load_cifar10
 from tombola.tasks.data.idx import load_fashion_mnist, load_mnist
 from tombola.tasks.loading import digits, splits_of
-from tombola.tasks.models import conv_net, lenet5, lenet300, mlp
+from tombola.tasks.models import conv_net, lenet5, lenet300, mlp, scaled
 from tombola.tasks.task import Task
 
 _LENET = Recipe(steps=Duration(50_000), batch=60, optimizer="adam", lr=1.2e-3)
@@ -18,6 +20,7 @@ SMALL = (
     Task(
         name="digits-mlp",
         model=lambda: mlp(64, 300, 100, 10),
+        scaled=lambda factor: mlp(64, scaled(300, factor), scaled(100, factor), 10),
         load=splits_of(digits, 300),
         input_shape=(1, 8, 8),
         recipe=Recipe(steps=Duration(1_500), batch=60, optimizer="adam", lr=1.2e-3, evaluate_every=Duration(25)),
@@ -29,6 +32,7 @@ SMALL = (
     Task(
         name="mnist-lenet300",
         model=lenet300,
+        scaled=lenet300,
         load=splits_of(load_mnist, 5_000),
         input_shape=(1, 28, 28),
         recipe=_LENET,
@@ -39,6 +43,7 @@ SMALL = (
     Task(
         name="fashion-lenet300",
         model=lenet300,
+        scaled=lenet300,
         load=splits_of(load_fashion_mnist, 5_000),
         input_shape=(1, 28, 28),
         recipe=_LENET,
@@ -49,6 +54,7 @@ SMALL = (
     Task(
         name="mnist-lenet5",
         model=lenet5,
+        scaled=lenet5,
         load=splits_of(load_mnist, 5_000),
         input_shape=(1, 28, 28),
         recipe=_LENET,
@@ -59,6 +65,7 @@ SMALL = (
     Task(
         name="cifar10-conv2",
         model=lambda: conv_net(2),
+        scaled=partial(conv_net, 2),
         load=splits_of(load_cifar10, 5_000),
         input_shape=(3, 32, 32),
         recipe=Recipe(steps=Duration(20_000), batch=60, optimizer="adam", lr=2e-4),
@@ -69,6 +76,7 @@ SMALL = (
     Task(
         name="cifar10-conv4",
         model=lambda: conv_net(4),
+        scaled=partial(conv_net, 4),
         load=splits_of(load_cifar10, 5_000),
         input_shape=(3, 32, 32),
         recipe=Recipe(steps=Duration(25_000), batch=60, optimizer="adam", lr=3e-4),
@@ -79,6 +87,7 @@ SMALL = (
     Task(
         name="cifar10-conv6",
         model=lambda: conv_net(6),
+        scaled=partial(conv_net, 6),
         load=splits_of(load_cifar10, 5_000),
         input_shape=(3, 32, 32),
         recipe=Recipe(steps=Duration(30_000), batch=60, optimizer="adam", lr=3e-4),

@@ -3,6 +3,7 @@
 from tombola.tasks.models.initialisation import gaussian_glorot_, he_normal_
 from tombola.tasks.models.lenet import conv_net, lenet5, lenet300, mlp
 from tombola.tasks.models.resnet import digits_resnet, imagenet_resnet, resnet, resnet18
+from tombola.tasks.models.scaling import scaled
 from tombola.tasks.models.vgg import vgg
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "mlp",
     "resnet",
     "resnet18",
+    "scaled",
     "vgg",
 ]

@@ -1,4 +1,7 @@
-"""Residual nets: the thin ones for CIFAR, and the wide ones for small images and for ImageNet."""
+"""Residual nets: the thin ones for CIFAR, and the wide ones for small images and for ImageNet.
+
+``factor`` scales all hidden widths.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from tombola.errors import InputError
 from tombola.tasks.models.initialisation import he_normal_
+from tombola.tasks.models.scaling import scaled
 
 
 class Block(nn.Module):
@@ -39,7 +43,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        inner = outputs // 4
+        inner = max(1, outputs // 4)
         self.conv1, self.norm1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
@@ -54,7 +58,7 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.relu3(self.norm3(self.conv3(y)) + self.shortcut(x)))
 
 
-def resnet(depth: int, *, width: int = 16, classes: int = 10) -> nn.Module:
+def resnet(depth: int, factor: float = 1.0, *, width: int = 16, classes: int = 10) -> nn.Module:
     """ResNet-20, -32, -44, -56 or -110 for 32x32 colour images (He et al. 2016, section 4.2).
 
     A 3x3 convolution, three stages of (depth - 2) / 6 blocks with 1, 2 and 4 times ``width`` channels, the mean over
@@ -67,27 +71,30 @@ def resnet(depth: int, *, width: int = 16, classes: int = 10) -> nn.Module:
     if depth not in (20, 32, 44, 56, 110):
         raise InputError(f"the depth of a ResNet for CIFAR must be 20, 32, 44, 56 or 110, but got {depth!r}")
     blocks = (depth - 2) // 6
-    return _assembled(_small_stem(width), Block, [width, 2 * width, 4 * width], [blocks] * 3, classes)
+    widths = [scaled(width * 2**stage, factor) for stage in range(3)]
+    return _assembled(_small_stem(widths[0]), Block, widths, [blocks] * 3, classes)
 
 
-def resnet18(*, width: int = 64, classes: int = 10) -> nn.Module:
+def resnet18(factor: float = 1.0, *, width: int = 64, classes: int = 10) -> nn.Module:
     """ResNet-18 for small colour images: He et al. (2016), table 1, with a 3x3 convolution in place of the stem.
 
     Neither that convolution nor a pooling shrinks the image before the four stages of two blocks with 1, 2, 4 and 8
     times ``width`` channels. 11,164,352 prunable weights at width 64 with 10 classes.
     """
-    return _assembled(_small_stem(width), Block, [width * 2**stage for stage in range(4)], [2] * 4, classes)
+    widths = [scaled(width * 2**stage, factor) for stage in range(4)]
+    return _assembled(_small_stem(widths[0]), Block, widths, [2] * 4, classes)
 
 
-def digits_resnet(*, width: int = 16, classes: int = 10) -> nn.Module:
+def digits_resnet(factor: float = 1.0, *, width: int = 16, classes: int = 10) -> nn.Module:
     """A small ResNet for grey 8x8 images: a 3x3 convolution and two blocks, the second with twice the channels on 4x4.
 
     19,408 prunable weights at width 16 with 10 classes.
     """
-    return _assembled(_small_stem(width, colours=1), Block, [width, 2 * width], [1, 1], classes)
+    widths = [scaled(width, factor), scaled(2 * width, factor)]
+    return _assembled(_small_stem(widths[0], colours=1), Block, widths, [1, 1], classes)
 
 
-def imagenet_resnet(depth: int, *, width: int = 64, classes: int = 1000) -> nn.Module:
+def imagenet_resnet(depth: int, factor: float = 1.0, *, width: int = 64, classes: int = 1000) -> nn.Module:
     """ResNet-18 or -50 for colour images of about 224x224 (He et al. 2016, table 1).
 
     11,678,912 and 25,502,912 prunable weights at width 64 with 1,000 classes. ``InputError`` for another depth.
@@ -95,11 +102,13 @@ def imagenet_resnet(depth: int, *, width: int = 64, classes: int = 1000) -> nn.M
     if depth not in (18, 50):
         raise InputError(f"the depth of a ResNet for ImageNet must be 18 or 50, but got {depth!r}")
     stem: OrderedDict[str, nn.Module] = OrderedDict()
-    stem["conv"], stem["norm"] = nn.Conv2d(3, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width)
+    first = scaled(width, factor)
+    stem["conv"], stem["norm"] = nn.Conv2d(3, first, 7, 2, padding=3, bias=False), nn.BatchNorm2d(first)
     stem["relu"], stem["shrink"] = nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
     if depth == 18:
-        return _assembled(stem, Block, [width * 2**stage for stage in range(4)], [2] * 4, classes)
-    return _assembled(stem, Bottleneck, [4 * width * 2**stage for stage in range(4)], [3, 4, 6, 3], classes)
+        return _assembled(stem, Block, [scaled(width * 2**stage, factor) for stage in range(4)], [2] * 4, classes)
+    widths = [scaled(4 * width * 2**stage, factor) for stage in range(4)]
+    return _assembled(stem, Bottleneck, widths, [3, 4, 6, 3], classes)
 
 
 def _small_stem(width: int, colours: int = 3) -> OrderedDict[str, nn.Module]:

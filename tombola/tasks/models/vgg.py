@@ -8,6 +8,7 @@ from torch import nn
 
 from tombola.errors import InputError
 from tombola.tasks.models.initialisation import he_normal_
+from tombola.tasks.models.scaling import scaled
 
 _CONVOLUTIONS = {
     11: (1, 1, 2, 2, 2),
@@ -18,13 +19,13 @@ _CONVOLUTIONS = {
 """By depth, the convolutions of each stage: Simonyan & Zisserman (2015), table 1, columns A, B, D, E."""
 
 
-def vgg(depth: int, *, width: int = 64, classes: int = 10) -> nn.Module:
+def vgg(depth: int, factor: float = 1.0, *, width: int = 64, classes: int = 10) -> nn.Module:
     """VGG-11, -13, -16 or -19 for colour images of 32x32 or more (Simonyan & Zisserman 2015, table 1).
 
     Five stages of 3x3 convolutions with 1, 2, 4, 8 and 8 times ``width`` channels, each convolution followed by batch
     normalisation and ReLU; 2x2 max pooling between stages, the mean over the image after the last, and one linear
     layer in place of the original's three. 9,222,848, 9,407,168, 14,715,584 and 20,024,000 prunable weights at width
-    64 with 10 classes. Weights are drawn as He et al. (2015), biases are zero.
+    64 with 10 classes. Weights are drawn as He et al. (2015), biases are zero. ``factor`` scales all hidden widths.
 
     Raises ``InputError`` for another depth.
     """
@@ -32,8 +33,8 @@ def vgg(depth: int, *, width: int = 64, classes: int = 10) -> nn.Module:
         raise InputError(f"the depth of a VGG must be 11, 13, 16 or 19, but got {depth!r}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs, number = 3, 0
-    for stage, (convolutions, factor) in enumerate(zip(_CONVOLUTIONS[depth], (1, 2, 4, 8, 8), strict=True)):
-        outputs = factor * width
+    for stage, (convolutions, multiple) in enumerate(zip(_CONVOLUTIONS[depth], (1, 2, 4, 8, 8), strict=True)):
+        outputs = scaled(multiple * width, factor)
         for _ in range(convolutions):
             number += 1
             layers[f"conv{number}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
