@@ -14,10 +14,9 @@ from pydantic.fields import FieldInfo
 
 from tombola.durations import Duration
 from tombola.errors import InputError
+from tombola.studies.seeds import seed_list
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-MOST_SEEDS = 1000
 
 OF_METHODS = ("trains", "score_density")
 """Fields of a training's recipe that are the method's to fill in, where there is one."""
@@ -91,6 +90,18 @@ def jobs_option(section: str) -> Callable[[Function], Function]:
         type=click.IntRange(1, 1024),
         metavar="INTEGER",
         help="processes that work at once  [default: 1]",
+    )
+
+
+def tracker_option(section: str) -> Callable[[Function], Function]:
+    """``--tracker``, which gives ``trackers``: names, none by default."""
+    return option(
+        *("--tracker", "trackers"),
+        section=section,
+        multiple=True,
+        metavar="NAME",
+        help="send curves to tensorboard, wandb or mlflow, or to one's own package.module:Class (repeatable)  "
+        "[default: none]",
     )
 
 
@@ -263,17 +274,4 @@ def given(options: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
 
 def seeds(ctx: click.Context, param: click.Parameter, text: str | None) -> list[int] | None:
     """A callback for an option: ``"0"``, ``"0,3,5"`` or ``"0-4"`` as a list of seeds, each once."""
-    return None if text is None else _parsed(ctx, param, lambda: _seeds(text))
-
-
-def _seeds(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d{1,4000})(?:\s*-\s*(\d{1,4000}))?\s*", part, re.ASCII)
-        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
-        if last < first:
-            raise InputError(f"must be whole numbers of 0 or more, like 0 or 0,1,2 or 0-4, but got {text!r}")
-        if len(found) + last - first >= MOST_SEEDS:
-            raise InputError(f"must be at most {MOST_SEEDS} seeds, but {text!r} has more")
-        found += range(first, last + 1)
-    return list(dict.fromkeys(found))
+    return None if text is None else _parsed(ctx, param, lambda: seed_list(text))

@@ -1,0 +1,1 @@
+"""The commands of ``tombola study``, a file each."""

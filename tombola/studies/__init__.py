@@ -1,0 +1,1 @@
+"""Studies: tasks, methods, densities, seeds and controls in one file, whose every combination is a draw."""
