@@ -21,6 +21,7 @@ from tombola.cli.options import (
     recipe_options,
     seeds_option,
     store_option,
+    tracker_option,
 )
 from tombola.cli.places import check_writable, writing
 from tombola.errors import InputError
@@ -66,8 +67,10 @@ _TABLES = ("rounds.csv", "curves.csv", "layers.csv", "rounds.md")
     "--out",
     section=OUTPUT,
     metavar="FOLDER",
-    help="folder for tickets, tables and figures  [default: tombola-out/TASK, or tombola-out/TASK-METHOD]",
+    help="folder for tickets, tables, figures and events.jsonl  "
+    "[default: tombola-out/TASK, or tombola-out/TASK-METHOD]",
 )
+@tracker_option(OUTPUT)
 @option("--figures/--no-figures", section=OUTPUT, default=True, help="draw the figures  [default: yes]")
 @json_option(OUTPUT)
 @option("--print-recipe", section=OUTPUT, is_flag=True, help="write the whole recipe as TOML and stop")
@@ -93,20 +96,22 @@ def command(task: str | None, **options: Any) -> None:
     from tombola.engines import check_device
     from tombola.execution import carry_out
     from tombola.tasks import get_task
+    from tombola.tracking import EVENTS, JsonLines, Tracking, get_tracker
 
     name = recipes[0].task
     method = recipes[0].method
     out = options["out"] or Path("tombola-out") / (name if method == "imp" else f"{name}-{method}")
     check_device(recipes[0].training)  # a device that is not there is refused before anything else
-    check_writable(out, (*_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
-    with Show(get_task(name).metric) as show:
+    check_writable(out, (EVENTS, *_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
+    trackers = [JsonLines(out / EVENTS), *(get_tracker(tracker, out) for tracker in options["trackers"])]
+    with Show(get_task(name).metric) as show, Tracking(trackers, search=recipes[0], beside=show) as watcher:
         draws = carry_out(
             recipes,
             store=options["store"],
             data_root=options["data_root"],
             jobs=options["jobs"],
             together=options["together"],
-            watcher=show,
+            watcher=watcher,
         )
     with writing(out):
         _report(draws, out, figures=options["figures"], as_json=options["as_json"])

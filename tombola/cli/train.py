@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from tombola.cli.options import (
     path_option,
     recipe_options,
     store_option,
+    tracker_option,
 )
 from tombola.recipe import Recipe
 
@@ -50,6 +52,13 @@ RUNNING = "Running"
 )
 @store_option(RUNNING)
 @data_root_option(RUNNING)
+@path_option(
+    "--log",
+    section=RUNNING,
+    metavar="FILE",
+    help="add the training's events to this file, a line of JSON for each  [default: none]",
+)
+@tracker_option(RUNNING)
 @json_option(RUNNING)
 @option("--print-recipe", section=RUNNING, is_flag=True, help="write the whole recipe as TOML and stop")
 def command(task: str, **options: Any) -> None:
@@ -61,6 +70,7 @@ def command(task: str, **options: Any) -> None:
     from tombola.store import Store
     from tombola.tasks import get_task
     from tombola.ticket import Ticket
+    from tombola.tracking import JsonLines, Tracker, Tracking, get_tracker
 
     known, path = get_task(task), options["recipe_path"]
     found = {} if path is None else recipe_file.read(path)["training"]
@@ -75,8 +85,10 @@ def command(task: str, **options: Any) -> None:
         ticket = Ticket.load(options["ticket"])
         ticket.model(known.model)  # a ticket of another net is refused here, with a clear message
         start, mask, arm = dict(ticket.values), ticket.mask, "ticket"
-    with Show(known.metric) as show, Store(options["store"]) as store:
-        lab = Lab(known, store, recipe=recipe, data_root=options["data_root"], watcher=show)
+    trackers: list[Tracker] = [] if options["log"] is None else [JsonLines(options["log"])]
+    trackers += [get_tracker(tracker, Path("tombola-out") / task) for tracker in options["trackers"]]
+    with Show(known.metric) as show, Tracking(trackers, beside=show) as watcher, Store(options["store"]) as store:
+        lab = Lab(known, store, recipe=recipe, data_root=options["data_root"], watcher=watcher)
         run = lab.train(options["seed"], start=start, mask=mask, arm=arm)
         if options["as_json"]:
             about = {"run": run.id, "status": run.record.status, "density": run.mask.density}
