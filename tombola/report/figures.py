@@ -21,6 +21,7 @@ from tombola.report.tables import (
     Row,
     Spread,
     arms,
+    drawn_arms,
     groups,
     is_share,
     lower_is_better,
@@ -41,8 +42,8 @@ NAMED_LAYERS = 14  # at most: with more, colour stands for a layer's place in th
 _READINGS = {AT_STOP: "stop_metric", AT_END: "end_metric"}
 
 
-def accuracy_figure(rounds: Sequence[Row], metric: str = "accuracy") -> alt.LayerChart:
-    """Test metric at early stop (solid) and at the end (dashed) against density, by arm.
+def accuracy_figure(rounds: Sequence[Row], metric: str = "accuracy", data: str = "Test") -> alt.LayerChart:
+    """The metric on test ``data`` at early stop (solid) and at the end (dashed) against density, by arm.
 
     Lines are means; where a point has several runs, bars reach from the lowest to the highest and faint marks are the
     single runs at early stop. The y axis is the ``drawing.window`` of the tickets' means, so that controls that fall
@@ -58,13 +59,13 @@ def accuracy_figure(rounds: Sequence[Row], metric: str = "accuracy") -> alt.Laye
     layers = drawing.ladder(
         drawing.near(points, domain),
         drawing.near(drawing.single_runs(found, "stop_metric", scale), domain),
-        drawing.value_axis(drawing.metric_axis("Test", metric), domain),
+        drawing.value_axis(drawing.metric_axis(data, metric), domain),
         alt.StrokeDash("read:N", title="Measured", scale=reading, legend=drawing.stroke_legend()),
     )
     ranges = drawing.averaged(found, "bars", " at early stop")
     cut = drawing.cut_off(points, domain, drawing.metric_form(metric))
     gaps = drawing.gaps(rounds, "stop_metric", "end_metric")
-    return drawing.panel(layers, f"Test {metric_name(metric)}", _dotted(points), ranges, cut, gaps)
+    return drawing.panel(layers, f"{data} {metric_name(metric)}", _dotted(points), _left_out(rounds), ranges, cut, gaps)
 
 
 def early_stop_figure(rounds: Sequence[Row]) -> alt.LayerChart:
@@ -81,7 +82,9 @@ def early_stop_figure(rounds: Sequence[Row]) -> alt.LayerChart:
     layers = drawing.ladder(points, drawing.single_runs(found, "stop_step"), y)
     ranges = drawing.averaged(found, "bars")
     cut = drawing.cut_off(points, domain, lambda v: f"step {v:,.0f}")
-    return drawing.panel(layers, "Early-stop step", _dotted(points), ranges, cut, drawing.gaps(rounds, "stop_step"))
+    return drawing.panel(
+        layers, "Early-stop step", _dotted(points), _left_out(rounds), ranges, cut, drawing.gaps(rounds, "stop_step")
+    )
 
 
 def curves_figure(curves: Sequence[Row], metric: str = "accuracy") -> alt.LayerChart:
@@ -269,9 +272,16 @@ def _check_any(rows: Sequence[Row], name: str) -> None:
 
 
 def _drawable(rounds: Sequence[Row]) -> list[Group]:
-    """The runs by round and arm, without nets with nothing kept, which have no place on a log axis."""
+    """The runs by round and arm that are drawn, without nets with nothing kept, which have no place on a log axis."""
     _check_any(rounds, "rounds")
-    return [group for group in groups(rounds) if group.density > 0]
+    shown = drawn_arms(rounds)
+    return [group for group in groups(rounds) if group.density > 0 and group.arm in shown]
+
+
+def _left_out(rounds: Sequence[Row]) -> str:
+    shown = drawn_arms(rounds)
+    others = [arm for arm in arms(rounds) if arm not in shown]
+    return f"Not drawn, but in the table: {', '.join(others)}." if others else ""
 
 
 def _curve(rows: Sequence[Row], scale: float) -> Points:

@@ -18,6 +18,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tombola.audits.pairing import ORDER
 from tombola.errors import InputError
 
 Row = Mapping[str, Any]
@@ -38,8 +39,28 @@ _CONTROLS = {
     "reinit": ("the same mask reinitialised", "the same masks reinitialised"),
     "random": ("a random mask of that density", "random masks of that density"),
     "shuffled": ("the mask shuffled inside its layers", "the masks shuffled inside their layers"),
+    "random_uniform": ("a random mask, every layer as dense", "random masks, every layer as dense"),
+    "random_erk": ("a random mask with ERK's layer densities", "random masks with ERK's layer densities"),
+    "random_smart_ratio": (
+        "a random mask with the smart ratio's layer densities",
+        "random masks with the smart ratio's layer densities",
+    ),
+    "values_shuffled": ("the initial values shuffled inside the layers",) * 2,
+    "signed_reinit": ("fresh magnitudes with the same signs",) * 2,
+    "signed_constant": ("the same signs at one magnitude a layer",) * 2,
+    "inverted": ("the mask of the lowest scores", "the masks of the lowest scores"),
+    "random_labels": ("a mask found on random labels", "masks found on random labels"),
+    "shuffled_pixels": ("a mask found on shuffled pixels", "masks found on shuffled pixels"),
+    "half_data": ("a mask found on half of the data", "masks found on half of the data"),
+    "lr_rewind": ("the same mask after learning-rate rewinding", "the same masks after learning-rate rewinding"),
+    "fine_tune": ("the same mask fine-tuned", "the same masks fine-tuned"),
+    "small_dense": ("a small dense net with as many weights", "small dense nets with as many weights"),
 }
-_ARM_ORDER = ("ticket", "reinit", "random", "shuffled")
+_ARM_ORDER = tuple(dict.fromkeys(("ticket", "reinit", "random", "shuffled", *ORDER)))
+
+MOST_DRAWN = 7
+"""Arms in one figure: more can't be told apart."""
+_DRAWN_FIRST = ("ticket", "reinit", "shuffled", "random_erk", "inverted", "small_dense", "lr_rewind")
 
 
 def present(value: float | None) -> bool:
@@ -48,9 +69,25 @@ def present(value: float | None) -> bool:
 
 
 def arms(rows: Iterable[Row]) -> list[str]:
-    """The arms in the order of every table and figure: ticket, reinit, random, shuffled, others by name."""
-    order = {name: place for place, name in enumerate(_ARM_ORDER)}
-    return sorted({row["arm"] for row in rows}, key=lambda arm: (order.get(arm, len(order)), arm))
+    """The arms in the order of every table and figure: ticket, reinit, shuffled, other controls, rivals, the rest."""
+    return _ordered({row["arm"] for row in rows}, _ARM_ORDER)
+
+
+def drawn_arms(rows: Iterable[Row]) -> list[str]:
+    """The arms that a figure of a draw shows: all of them, or of more than ``MOST_DRAWN`` the ticket and six others.
+
+    Those are, as far as they are there, one for each thing that a control changes: values, positions, layer densities,
+    scores, architecture, recipe; then the others in the order of the tables. The other learning rates of a dense net
+    are no arm of a draw's densities.
+    """
+    there = [arm for arm in arms(rows) if arm != "dense_rate"]
+    return _ordered(_ordered(there, _DRAWN_FIRST + _ARM_ORDER)[:MOST_DRAWN], _ARM_ORDER)
+
+
+def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    """The names in the order of ``first``, then those that it hasn't, by name."""
+    order = {name: place for place, name in reversed(list(enumerate(first)))}
+    return sorted(names, key=lambda name: (order.get(name, len(first)), name))
 
 
 def is_share(metric: str) -> bool:
