@@ -156,16 +156,19 @@ def test_tasks_are_listed_with_what_a_choice_needs() -> None:
 
 
 def test_methods_are_listed_with_a_line_each() -> None:
+    from tombola.audits.controls import CONTROLS
     from tombola.criteria import CRITERIA
     from tombola.methods import METHODS
 
     found = call("draw", "--list-methods", "--json").json
     assert found["methods"].keys() == METHODS.keys()
     assert found["criteria"].keys() == CRITERIA.keys()
-    assert found["controls"].keys() == {"reinit", "shuffled"}
+    assert found["controls"].keys() == found["changes"].keys() == CONTROLS.keys()
     shown = call("draw", "--list-methods").out.splitlines()
     assert shown[:2] == ["methods:", f"  {'imp':{max(map(len, METHODS))}}  {found['methods']['imp']}"]
     assert not any(line != line.rstrip() for line in shown)
+    (line,) = [line for line in shown if line.split()[:1] == ["reinit"]]
+    assert line.endswith("Fresh initial values under the same mask. Changes: values.")
 
 
 # ---- train

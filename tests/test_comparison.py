@@ -62,7 +62,7 @@ def test_methods_are_named_once_and_known() -> None:
     assert comparing.methods_named(["rigl", "imp"]) == ["rigl", "imp"]
     everything = comparing.methods_named(["all"])
     assert "at_init" not in everything
-    assert {*everything, "at_init"} == set(METHODS)
+    assert {*everything, "at_init", "given"} == set(METHODS)
     for names, said in (
         ([], "name the methods to compare"),
         (["imp", "imp"], "'imp' is there 2 times"),

@@ -59,9 +59,12 @@ ALIKE = ("obs", "mlprune", "iterative_snip", "force", "grasp", "synflow", "magni
 
 
 def cases() -> list[Any]:
-    """Each method, and those that judge what a search has trained also with its mask trained anew."""
+    """Each method that searches, and those that judge what a search has trained also with its mask trained anew."""
     found = [
-        (n, s) for n, m in METHODS.items() for s in m.survivors[:1] + (("reset",) if "keep" in m.survivors else ())
+        (name, kind)
+        for name, method in METHODS.items()
+        for kind in method.survivors[:1] + (("reset",) if "keep" in method.survivors else ())
+        if not method.given
     ]
     return [pytest.param(*case, marks=[pytest.mark.long] if case[0] in ALIKE else []) for case in found]
 

@@ -220,7 +220,7 @@ def test_a_mean_lies_between_its_values_and_equal_values_have_no_spread(values: 
     assert deviation([values[0]]) is None
     assert deviation([values[0]] * 4) == 0
     if len(values) > 1:
-        assert deviation(values) == pytest.approx(np.std(values, ddof=1))
+        assert deviation(values) == pytest.approx(np.std(values, ddof=1), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from tombola.version import __version__
 
 if TYPE_CHECKING:
     from tombola.at_init import prune_at_init
+    from tombola.auditing import audit
+    from tombola.audits.verdict import Verdict
     from tombola.costs import Cost, cost
     from tombola.criteria import Weights, compensated, register, score
     from tombola.draws import draw
@@ -50,7 +52,9 @@ _HOME = {
     "Ticket": "tombola.ticket",
     "TicketError": "tombola.errors",
     "TombolaError": "tombola.errors",
+    "Verdict": "tombola.audits.verdict",
     "Weights": "tombola.criteria",
+    "audit": "tombola.auditing",
     "compensated": "tombola.criteria",
     "compile": "tombola.engines.sparse.modules",
     "compress": "tombola.shipping.compressed",
@@ -89,8 +93,10 @@ __all__ = [
     "Ticket",
     "TicketError",
     "TombolaError",
+    "Verdict",
     "Weights",
     "__version__",
+    "audit",
     "compensated",
     "compile",
     "compress",

@@ -39,7 +39,8 @@ _SPENT = ("find_seconds", "find_flops", "train_seconds", "train_flops", "bytes")
 
 
 def methods_named(names: Sequence[str]) -> list[str]:
-    """The methods of these names; ``all`` stands for every one but ``at_init``, whose criteria have names of their own.
+    """The methods of these names; ``all`` stands for every one but ``at_init``, whose criteria have names of their own,
+    and ``given``, which searches for nothing.
 
     Raises ``InputError`` for no name, for an unknown one with the nearest, and for one that is there twice.
     """
@@ -52,7 +53,7 @@ def methods_named(names: Sequence[str]) -> list[str]:
             get_method(name)
         if names.count(name) > 1:
             raise InputError(f"methods must be named once each, but {name!r} is there {names.count(name)} times")
-    return [name for name in METHODS if name not in _NO_NAME] if ALL in names else list(names)
+    return [n for n, m in METHODS.items() if n not in _NO_NAME and not m.given] if ALL in names else list(names)
 
 
 def ladder(densities: Sequence[float], rate: float) -> list[float]:

@@ -134,7 +134,7 @@ def judge(
     Raises ``InputError`` for options outside of their ranges, for rows without the dense net or the round, for arms
     that share no seed with the ticket, and for rows of several methods at once.
     """
-    _check(margin=margin, alpha=alpha, speed_margin=speed_margin, at=at)
+    check_strictness(margin=margin, alpha=alpha, speed_margin=speed_margin, at=at)
     quantity = Quantity(
         metric.replace("_", " "), f"{at}_metric", higher_is_better, margin, share=metric.endswith("accuracy")
     )
@@ -178,7 +178,8 @@ def judge(
     return replace(verdict, words=tuple(words), details=tuple(details))
 
 
-def _check(*, margin: float, alpha: float, speed_margin: float, at: str) -> None:
+def check_strictness(*, margin: float, alpha: float, speed_margin: float, at: str) -> None:
+    """``InputError`` for what ``judge`` can't judge by."""
     for name, value in (("margin", margin), ("speed_margin", speed_margin)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name} must be a number from 0 up, but got {value}")

@@ -23,6 +23,7 @@ from tombola.cli.options import (
     recipe_options,
     seeds_option,
     store_option,
+    tracker_option,
     validated,
 )
 from tombola.cli.places import check_writable, writing
@@ -107,6 +108,7 @@ def _densities_option(name: str, text: str) -> Callable[[Function], Function]:
     help="folder for tables and figures  [default: tombola-out/TASK-compare]",
 )
 @option("--figures/--no-figures", section=OUTPUT, default=True, help="draw the figures  [default: yes]")
+@tracker_option(OUTPUT)
 @json_option(OUTPUT)
 def command(task: str, **options: Any) -> None:
     """Compare methods on TASK: what they reach at the same densities, and what it costs to find, train and store.
@@ -120,6 +122,7 @@ def command(task: str, **options: Any) -> None:
     from tombola.engines import check_device
     from tombola.methods.base import STRAIGHT
     from tombola.tasks import get_task
+    from tombola.tracking import EVENTS, JsonLines, Tracking, get_tracker
 
     known = get_task(task)
     densities = options["densities"] or list(STRAIGHT)
@@ -128,10 +131,11 @@ def command(task: str, **options: Any) -> None:
     out = options["out"] or Path("tombola-out") / f"{task}-compare"
     check_device(recipes[0].training)
     figures = [f"{name}.{kind}" for name in _FIGURES for kind in _KINDS] if options["figures"] else []
-    check_writable(out, ("comparison.csv", "comparison.md", *figures))
-    with Show(known.metric) as show:
+    check_writable(out, ("comparison.csv", "comparison.md", EVENTS, *figures))
+    trackers = [JsonLines(out / EVENTS), *(get_tracker(name, out) for name in options["trackers"])]
+    with Show(known.metric) as show, Tracking(trackers, beside=show) as watcher:
         outcomes = comparing.carry_out_each(
-            recipes, store=options["store"], data_root=options["data_root"], jobs=options["jobs"], watcher=show
+            recipes, store=options["store"], data_root=options["data_root"], jobs=options["jobs"], watcher=watcher
         )
     refused += comparing.left_out(recipes, outcomes)
     rows = comparing.rows(recipes, outcomes, densities)

@@ -33,14 +33,14 @@ DOCUMENT = "audit.json"
 def command(what: tuple[str, ...], path: Path | None, store: str, as_json: bool) -> None:
     """Write a page of what was found: verdict, figures, masks, costs, recipe.
 
-    WHAT is a draw or a run by the first letters (4 or more) of its id, or a folder that draw, compare, audit or study
-    has written its tables to; by default the last draw of the store, with its other seeds. A folder of diagnose
-    gradients adds gradient flow. The page is one file that needs no network.
+    WHAT is a study by its name or file, a draw or a run by the first letters (4 or more) of its id, or a folder that
+    draw, compare, audit or study has written its tables to; by default the last draw of the store, with its other
+    seeds. A folder of diagnose gradients adds gradient flow. The page is one file that needs no network.
     """
     path = path or Path("tombola-report.html")
     check_writable(path.parent, [path.name])
     with opened(store) as found:
-        findings = collect(found, what)
+        findings = collect(found, _with_studies(found, store, what))
     size = write(findings, path)
     if as_json:
         draws = [draw.id for search in findings.searches for draw in search.draws]
@@ -48,6 +48,27 @@ def command(what: tuple[str, ...], path: Path | None, store: str, as_json: bool)
         output.document({"file": str(path), "bytes": size, "title": findings.title, "draws": draws, "runs": runs})
         return
     output.sentence(f"{output.inert(path)}: {output.inert(findings.title)} ({size / 1e6:.1f} MB)")
+
+
+def _with_studies(store: Store, where: str, what: Sequence[str]) -> list[str]:
+    """What was named, where each study is the draws that the store has of it."""
+    from tombola.cli.studying.asked import meant
+    from tombola.studies.begun import all_begun
+    from tombola.studies.library import is_file, shipped
+    from tombola.studies.state import look
+
+    names = {*shipped(), *(one.name for one in all_begun(where))}
+    found: list[str] = []
+    for word in what:
+        if Path(word).is_dir() or not (word in names or is_file(word)):
+            found.append(word)
+            continue
+        plan, _ = meant(word, None, where)
+        draws = [state.record.id for state in look(plan, store) if state.record]
+        if not draws:
+            raise InputError(f"the store has no draw of the study {word!r} yet: tombola study run {word} makes them")
+        found += draws
+    return found
 
 
 def collect(store: Store, what: Sequence[str], judgement: Judgement | None = None) -> Findings:

@@ -64,12 +64,16 @@ def _p(judged: Judged) -> str:
 
 
 def read_audit(path: Path) -> tuple[list[str], Verdict]:
-    """The draws of an ``audit.json``, and its verdict. ``InputError`` for a file that holds something else."""
+    """The draws of an ``audit.json``, of a ticket that was judged as it is the first one, and its verdict.
+
+    ``InputError`` for a file that holds something else.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return [str(draw) for draw in document["draws"]], TypeAdapter(Verdict).validate_python(document["verdict"])
+        draws = document["draws"][:1] if document["replicates"] == "orders" else document["draws"]
+        return [str(draw) for draw in draws], TypeAdapter(Verdict).validate_python(document["verdict"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(f"{path} is not the document of an audit by this version: audit the ticket again") from error
 

@@ -120,8 +120,9 @@ def plan(study: Study, quick: bool = False) -> Plan:
     """The draws of a study's full or quick size; one that several blocks have is there once.
 
     A method whose rounds build on each other goes down a ladder to the densities of its block, another straight there,
-    as in ``tombola.comparing``. Raises ``InputError`` with the file and the block for an unknown task or method, for a
-    draw that can't be, unless its block has ``refused = "leave out"``, and for more than ``MOST_DRAWS``.
+    as in ``tombola.comparing``; controls stand at those densities. Raises ``InputError`` with the file and the block
+    for an unknown task or method, for a draw that can't be, unless its block has ``refused = "leave out"``, and for
+    more than ``MOST_DRAWS``.
     """
     found: dict[str, Planned] = {}
     refused: list[Refused] = []
@@ -191,7 +192,16 @@ def _draws(block: Block, chosen: Mapping[str, Any], seeds: Sequence[int]) -> lis
         task, [method], seeds=seeds, densities=falling, channel_densities=channels, options=options
     )
     weights = () if get_method(method).of_channels else tuple(falling)
-    return [Planned(recipe, weights) for recipe in recipes]
+    return [Planned(_controlled(recipe, falling), weights) for recipe in recipes]
+
+
+def _controlled(recipe: DrawRecipe, asked: Sequence[float]) -> DrawRecipe:
+    """The recipe with controls at the densities that were asked for, and not on the rungs between them."""
+    rungs = recipe.densities or ()
+    if not recipe.controls or recipe.control_rounds is not None or set(rungs) <= set(asked):
+        return recipe
+    rounds = tuple(number for number, density in enumerate(rungs, start=1) if density in asked)
+    return recipe.model_copy(update={"control_rounds": rounds})
 
 
 def key_of(recipe: DrawRecipe) -> str:

@@ -15,6 +15,7 @@ from tombola.store import Store
 from tombola.studies.begun import Begun, Process, remember
 from tombola.studies.plan import Plan, Planned
 from tombola.studies.state import DrawState, look
+from tombola.tracking import Tracking
 
 HEARTBEAT_SECONDS = 15.0  # how often another host may learn that this one is at work
 
@@ -30,6 +31,26 @@ class Onlooker:
 
     def over(self, draw: Planned, error: TombolaError | None) -> None:
         """It is done, or has failed."""
+
+
+class Tracked(Onlooker):
+    """Tells trackers of what happens, beside another onlooker."""
+
+    def __init__(self, onlooker: Onlooker, tracking: Tracking) -> None:
+        self._onlooker, self._tracking = onlooker, tracking
+
+    def begun(self, draw: Planned) -> None:
+        """Tell the other one."""
+        self._onlooker.begun(draw)
+
+    def event(self, draw: Planned, event: Event) -> None:
+        """Tell both."""
+        self._tracking(event, draw.recipe)
+        self._onlooker.event(draw, event)
+
+    def over(self, draw: Planned, error: TombolaError | None) -> None:
+        """Tell the other one."""
+        self._onlooker.over(draw, error)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tombola.cli.options import Verb, data_root_option, json_option, path_option, store_option
+from tombola.cli.options import Verb, data_root_option, json_option, path_option, store_option, tracker_option
 from tombola.cli.studying import asked
 from tombola.errors import InputError
 
@@ -20,6 +20,7 @@ from tombola.errors import InputError
 @store_option()
 @data_root_option()
 @path_option("--out", section="Options", metavar="FOLDER", help="folder for the results  [default: as it was begun]")
+@tracker_option("Options")
 @json_option()
 def command(name: str | None, quick: bool | None, **options: Any) -> int:
     """Go on with the study that was begun last in the store, or with the one of that NAME.
@@ -37,4 +38,4 @@ def command(name: str | None, quick: bool | None, **options: Any) -> int:
     root = None if begun.data_root is None else Path(begun.data_root)
     setting = Setting(options["store"], Path(begun.out), begun.jobs, root)
     changes = {key: options[key] for key in ("out", "jobs", "data_root") if options[key] is not None}
-    return carry_out(found, replace(setting, **changes), options["as_json"])
+    return carry_out(found, replace(setting, **changes), options["as_json"], options["trackers"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tombola.cli import output
-from tombola.cli.options import Verb, data_root_option, json_option, path_option, store_option
+from tombola.cli.options import Verb, data_root_option, json_option, path_option, store_option, tracker_option
 from tombola.cli.places import check_writable, writing
 from tombola.cli.studying import asked
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="folder for the results  [default: tombola-out/NAME, or tombola-out/NAME-quick]",
 )
+@tracker_option("Options")
 @json_option()
 def command(what: str, quick: bool, **options: Any) -> int:
     """Carry out what the store lacks of a study: of the file FILE, or one that comes with Tombola.
@@ -47,22 +48,24 @@ def command(what: str, quick: bool, **options: Any) -> int:
     found = plan(load(what), quick)
     out = options["out"] or Path("tombola-out") / (found.study.name + "-quick" * quick)
     setting = Setting(options["store"], out, options["jobs"] or asked.cores(), options["data_root"])
-    return carry_out(found, setting, options["as_json"])
+    return carry_out(found, setting, options["as_json"], options["trackers"])
 
 
-def carry_out(found: Plan, setting: Setting, as_json: bool) -> int:
+def carry_out(found: Plan, setting: Setting, as_json: bool, trackers: Sequence[str] = ()) -> int:
     """Carry out a study, say how it goes, write its results, and give the exit status."""
     from tombola.cli.studying.overview import Overview
     from tombola.store import Store
     from tombola.studies.pace import Pace
     from tombola.studies.results import FORMATS, rows, save_all
-    from tombola.studies.running import run_study
+    from tombola.studies.running import Tracked, run_study
+    from tombola.tracking import EVENTS, JsonLines, Tracking, get_tracker
 
-    check_writable(setting.out, ("study.toml", *(f"results.{kind}" for kind in FORMATS)))
+    check_writable(setting.out, ("study.toml", EVENTS, *(f"results.{kind}" for kind in FORMATS)))
+    told = [JsonLines(setting.out / EVENTS), *(get_tracker(name, setting.out) for name in trackers)]
     with Store(setting.store) as store:
         pace = Pace.of(store)
-    with Overview(found, pace, setting.jobs) as overview:
-        there = run_study(found, setting, overview.of)
+    with Overview(found, pace, setting.jobs) as overview, Tracking(told) as tracking:
+        there = run_study(found, setting, lambda states: Tracked(overview.of(states), tracking))
     with writing(setting.out):
         files = save_all(setting.out, found, rows(found, there))
     failed = any(state.state == "failed" for state in there)
