@@ -17,7 +17,7 @@ from real_masks import has
 from timing import begin, duration, header, interleaved, ratio, table
 
 import tombola as tb
-from tombola.draws import draw_recipe
+from tombola.asked import draw_recipe
 from tombola.execution import carry_out
 
 ROUNDS = 5

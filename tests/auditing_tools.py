@@ -9,8 +9,9 @@ from typing import Any
 from toy import toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.auditing import Audit, Claim, How, Runner, carry_out_audit, claim_of, numbers
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.draws import Draw, controls, rounds
 from tombola.lab import Event, Lab
 
 SHORT = {"steps": "30it", "evaluate_every": "15it", "engine": "masked"}

@@ -18,7 +18,8 @@ import torch
 from toy import toy_task
 
 import tombola as tb
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.asked import draw_recipe
+from tombola.draws import Draw, controls, rounds
 from tombola.lab import Event, Lab
 from tombola.sealed import content_hash
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.draws import Draw, draw_recipe, rounds
+from tombola.asked import draw_recipe
+from tombola.draws import Draw, rounds
 from tombola.lab import Lab
 from tombola.mask import Mask, prunable
 from tombola.methods import METHODS, AtInit

@@ -12,8 +12,9 @@ from torch import nn
 from toy import toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.auditing import Claim, _tuned, claim_of, claim_of_record
-from tombola.draws import Draw, draw_recipe
+from tombola.draws import Draw
 from tombola.lab import Lab
 
 

@@ -10,8 +10,9 @@ import torch
 from audited import of, said
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.auditing import Audit, How, Runner, carry_out_audit, claim_of, numbers
-from tombola.draws import Draw, draw_recipe, rounds
+from tombola.draws import Draw, rounds
 from tombola.lab import Lab
 from tombola.seeds import stream
 

@@ -13,8 +13,8 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.cli import recipe_file
-from tombola.draws import draw_recipe
 from tombola.durations import Duration
 from tombola.recipe import DrawRecipe
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import tombola as tb
 from tombola import comparing
-from tombola.draws import Draw, draw_recipe
+from tombola.asked import draw_recipe
+from tombola.draws import Draw
 from tombola.errors import DataError, InputError, TicketError
 from tombola.lab import Event
 from tombola.methods import METHODS

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from toy import same, toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.audits.controls import CONTROLS, Subject, get_control
 from tombola.audits.controls.architecture import nearest, weights
 from tombola.audits.controls.base import Changed
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.draws import Draw, controls, rounds
 from tombola.lab import Event, Lab
 from tombola.mask import Mask, prunable
 from tombola.methods.base import Round

@@ -13,11 +13,12 @@ from torch import Tensor
 from toy import same, toy_data, toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.audits.controls import CONTROLS, Subject
 from tombola.audits.controls.corruption import CORRUPTIONS, Chance, corrupted
 from tombola.audits.controls.scores import Lowest
 from tombola.criteria import score
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.draws import Draw, controls, rounds
 from tombola.lab import Event, Lab
 from tombola.mask import Mask, prunable
 from tombola.methods import METHODS

@@ -9,9 +9,10 @@ import torch
 from toy import toy_data, toy_net, toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.diagnostics.layers import layer_rows
 from tombola.diagnostics.masks import FoundMask, check_untrained, masks_at, masks_of, untrained, whole_mask
-from tombola.draws import Draw, draw_recipe, rounds
+from tombola.draws import Draw, rounds
 from tombola.errors import InputError, TombolaError
 from tombola.mask import Mask
 from tombola.report.mask_figures import NAMED_LAYERS, layers_figure

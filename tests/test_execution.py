@@ -13,7 +13,8 @@ from toy import same
 
 import tombola as tb
 from tombola import execution
-from tombola.draws import Draw, controls_of, draw_recipe, rounds
+from tombola.asked import controls_of, draw_recipe
+from tombola.draws import Draw, rounds
 from tombola.errors import TombolaError
 from tombola.execution import Follower, carry_out, fill_store
 from tombola.lab import Event, Lab

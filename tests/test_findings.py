@@ -15,7 +15,8 @@ from store_tools import blob_file
 from toy import toy_task
 
 import tombola as tb
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.asked import draw_recipe
+from tombola.draws import Draw, controls, rounds
 from tombola.errors import InputError
 from tombola.findings import EVALUATIONS, findings_of, with_seeds
 from tombola.lab import Lab

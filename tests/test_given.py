@@ -11,7 +11,8 @@ from torch import nn
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.asked import draw_recipe
+from tombola.draws import Draw, controls, rounds
 from tombola.lab import Lab
 
 TASK = toy_task(recipe={"steps": "20it", "evaluate_every": "10it", "engine": "masked"})

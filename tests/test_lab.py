@@ -96,7 +96,8 @@ def test_values_at_a_step_are_those_the_run_passed_through(store: tb.Store, tmp_
 
 def test_a_ticket_trains_alone_as_it_did_in_its_search(store: tb.Store, tmp_path: Path) -> None:
     """Every round begins with fresh optimiser state, schedule, data order and statistics."""
-    from tombola.draws import Draw, draw_recipe, rounds
+    from tombola.asked import draw_recipe
+    from tombola.draws import Draw, rounds
 
     task = toy_task()
     found = Draw(draw_recipe(task, {"rounds": 2}), Lab(task, store))

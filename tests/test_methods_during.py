@@ -12,9 +12,9 @@ from torch import nn
 from toy import same, toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.audits.controls import CONTROLS, Subject
 from tombola.diagnostics.masks import masks_at
-from tombola.draws import draw_recipe
 from tombola.lab import Lab
 from tombola.methods import METHODS
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from toy import same, toy_task
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.audits.controls import CONTROLS, Subject
 from tombola.diagnostics.masks import masks_at
-from tombola.draws import draw_recipe
 from tombola.early_bird import channel_mask, drawn_at, scales
 from tombola.engines.slimming import slim_mask
 from tombola.lab import Lab, Run

@@ -30,6 +30,7 @@ FLOORS = [
     {"together", "tracking"},
     {"methods"},
     {"audits"},
+    {"asked"},
     {"draws"},
     {"diagnostics", "findings"},
     {"execution", "report"},

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tombola as tb
+from tombola.asked import draw_recipe
 from tombola.comparing import ladder
-from tombola.draws import draw_recipe
 from tombola.errors import InputError
 from tombola.studies import library
 from tombola.studies.plan import dense_of, plan

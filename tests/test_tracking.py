@@ -13,7 +13,7 @@ from toy import toy_task
 from tracked import ABOUT, SUMMARY, Fake, event, interrupted, one_run, step, tell, tell_all
 
 import tombola as tb
-from tombola.draws import draw_recipe
+from tombola.asked import draw_recipe
 from tombola.execution import carry_out
 from tombola.lab import Event, Lab
 from tombola.tasks import get_task

@@ -12,7 +12,8 @@ from torch import nn
 from toy import toy_data, toy_task
 
 import tombola as tb
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.asked import draw_recipe
+from tombola.draws import Draw, controls, rounds
 from tombola.engines import Plan
 from tombola.lab import Lab, Trainer, Wanted, train_alone
 from tombola.sealed import content_hash

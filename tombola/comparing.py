@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tombola.draws import Draw, draw_recipe
+from tombola.asked import draw_recipe
+from tombola.draws import Draw
 from tombola.errors import InputError, TicketError
 from tombola.execution import carry_out
 from tombola.lab import Event, Watcher

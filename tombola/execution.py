@@ -20,7 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tombola.draws import Draw, controls, controls_of, rounds
+from tombola.asked import controls_of
+from tombola.draws import Draw, controls, rounds
 from tombola.errors import InputError, TombolaError
 from tombola.lab import Event, Lab, Trainer, Watcher, train_alone
 from tombola.recipe import DrawRecipe

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tombola.asked import draw_recipe
 from tombola.auditing.claims import Claim, claim_of, claim_of_record, given_recipe, numbers
 from tombola.auditing.provenance import compared
 from tombola.audits.controls import CONTROLS, DENSE_RATE, get_control
 from tombola.audits.verdict import Verdict, check_strictness, judge
-from tombola.draws import Draw, controls, draw_recipe, rounds
+from tombola.draws import Draw, controls, rounds
 from tombola.errors import InputError
 from tombola.execution import carry_out
 from tombola.lab import Lab, Watcher

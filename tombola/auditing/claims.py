@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tombola.asked import draw_recipe
 from tombola.criteria import CRITERIA
-from tombola.draws import draw_recipe
 from tombola.errors import InputError
 from tombola.methods import METHODS, get_method
 from tombola.recipe import DrawRecipe

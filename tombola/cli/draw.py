@@ -124,7 +124,7 @@ def _recipes(task: str | None, options: dict[str, Any]) -> list[DrawRecipe]:
     task = task or found.get("task")
     if task is None:
         raise InputError("name a task, e.g. tombola draw digits-mlp; tombola draw --list-tasks lists them")
-    from tombola.draws import draw_recipe
+    from tombola.asked import draw_recipe
     from tombola.tasks import get_task
 
     training = {**found.get("training", {}), **given(options, Recipe)}

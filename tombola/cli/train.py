@@ -63,8 +63,8 @@ RUNNING = "Running"
 @option("--print-recipe", section=RUNNING, is_flag=True, help="write the whole recipe as TOML and stop")
 def command(task: str, **options: Any) -> None:
     """Train one net of TASK: dense, or a ticket from a file. The result is kept in the store."""
+    from tombola.asked import draw_recipe
     from tombola.cli.progress import Show
-    from tombola.draws import draw_recipe
     from tombola.engines import check_device
     from tombola.lab import Lab
     from tombola.store import Store

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tombola.asked import draw_recipe
 from tombola.batches import size_of
 from tombola.criteria import Loss, Weights
 from tombola.criteria.base import untouched
 from tombola.criteria.gradients import mean_gradients
 from tombola.diagnostics.trajectory import PER_CLASS, KeepingLab, chosen_steps, fixed_batches, holding, states
-from tombola.draws import Draw, draw_recipe, rounds
+from tombola.draws import Draw, rounds
 from tombola.durations import Duration
 from tombola.engines import check_device
 from tombola.errors import InputError

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from tombola import comparing
-from tombola.draws import controls_of, densities, draw_recipe
+from tombola.asked import controls_of, densities, draw_recipe
 from tombola.errors import InputError
 from tombola.mask import prunable
 from tombola.methods import get_method

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from tombola.draws import controls_of
+from tombola.asked import controls_of
 from tombola.recipe import DrawRecipe
 from tombola.store import DrawRecord, Store
 from tombola.studies.plan import Plan, Planned, key_of

@@ -124,7 +124,7 @@ def asked_densities(options: dict[str, Any], default: Sequence[float] = ()) -> l
 
 def recipes(task: Task, methods: Sequence[str], options: Mapping[str, Any]) -> list[DrawRecipe]:
     """A recipe for each method and seed. ``InputError`` for what doesn't go together."""
-    from tombola.draws import draw_recipe
+    from tombola.asked import draw_recipe
     from tombola.engines import check_device
 
     chosen = {**given(options, DrawRecipe), "training": given(options, Recipe)}
