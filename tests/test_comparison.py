@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +159,30 @@ def test_what_a_task_cannot_have_is_left_out_and_said(monkeypatch: pytest.Monkey
     assert [isinstance(outcome, Draw) for outcome in found] == [True, True, False, False, True, True]
     assert comparing.left_out(asked, found) == [comparing.LeftOut("early_bird", "no batch normalisation", (0, 1))]
     assert {row["method"] for row in comparing.rows(asked, found, [0.2])} == {"dense", "snip", "rigl"}
+
+
+def test_what_the_store_has_whole_is_read_and_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = {"steps": "40it", "evaluate_every": "20it"}
+    asked, _ = comparing.recipes(
+        DIGITS, ["snip", "one_shot"], seeds=[0], densities=[0.2], options={"training": training}
+    )
+    where = str(tmp_path / "store")
+    done = comparing.carry_out_each(asked[:1], store=where)
+    calls = carried_out(monkeypatch, {})
+    heard: list[Event] = []
+    found = comparing.carry_out_each(asked, store=where, watcher=heard.append)
+    assert calls == [["one_shot"]], "the other one is there"
+    assert [event.kind for event in heard[:2]] == ["found", "found"]
+    assert isinstance(found[0], comparing.Stored)
+    before, after = (comparing.rows(asked[:1], outcomes, [0.2]) for outcomes in (done, found[:1]))
+    assert after == before
+    assert after[1]["find_seconds"] == before[1]["find_seconds"] > 0
+    with tb.Store(where) as store:  # a run that is gone is made again
+        run = store.run(after[1]["run"])
+        assert run is not None
+        store.discard(run)
+    comparing.carry_out_each(asked, store=where)
+    assert calls[1:] == [["snip"], ["one_shot"]]
 
 
 def test_several_processes_share_all_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

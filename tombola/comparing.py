@@ -9,20 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from tombola.asked import draw_recipe
-from tombola.draws import Draw
+from tombola.draws import Draw, stored_rows
 from tombola.errors import InputError, TicketError
 from tombola.execution import carry_out
-from tombola.lab import Event, Watcher
+from tombola.lab import Event, Lab, Watcher
 from tombola.methods import METHODS, Method, get_method
-from tombola.recipe import DrawRecipe
+from tombola.recipe import DrawRecipe, Recipe
 from tombola.report.comparison import DENSE
 from tombola.schedules import exponential
-from tombola.tasks import Task
+from tombola.store import Store
+from tombola.tasks import Task, get_task
 
 ALL = "all"
 _NO_NAME = ("at_init",)  # it is another one for each criterion, and those have names of their own
 
-Outcome = Draw | InputError
+
+@dataclass(frozen=True)
+class Stored:
+    """A draw that the store has whole: only its rows are read."""
+
+    recipe: DrawRecipe
+    lab: Lab
+    found: list[dict[str, Any]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As ``Draw.rows``."""
+        return self.found
+
+
+Outcome = Draw | Stored | InputError
 """What came of a recipe: its draw, or why the method can't be had with the task."""
 
 
@@ -129,13 +144,22 @@ def carry_out_each(
     ``InputError`` that says so, and the others go on. Raises that error where nothing else is left, and every other
     error.
     """
-    if jobs > 1:
+    known = _whole(wanted, store, data_root)
+    for row in (row for there in known if there is not None and watcher for row in there.found):
+        assert watcher is not None
+        watcher(Event("found", row["arm"], row["seed"], row["density"], run=row["run"]))
+    missing = [recipe for recipe, rows in zip(wanted, known, strict=True) if rows is None]
+    if jobs > 1 and missing:
         try:
-            return list(carry_out(wanted, store=store, data_root=data_root, jobs=jobs, watcher=watcher))
+            made = iter(carry_out(missing, store=store, data_root=data_root, jobs=jobs, watcher=watcher))
+            return [next(made) if there is None else there for there in known]
         except InputError:
             watcher = None  # the others are in the store by now, and are only read
     found: list[Outcome] = []
-    for recipe in wanted:
+    for recipe, there in zip(wanted, known, strict=True):
+        if there is not None:
+            found.append(there)
+            continue
         try:
             found += carry_out([recipe], store=store, data_root=data_root, watcher=_naming(recipe.method, watcher))
         except TicketError:
@@ -145,6 +169,21 @@ def carry_out_each(
     refused = [outcome for outcome in found if isinstance(outcome, InputError)]
     if len(refused) == len(found):
         raise refused[0]
+    return found
+
+
+def _whole(wanted: Sequence[DrawRecipe], store: str, data_root: Path | None) -> list[Stored | None]:
+    """The draws that the store has whole."""
+    if not Path(store).exists():
+        return [None] * len(wanted)
+    found: list[Stored | None] = []
+    with Store(store) as opened:
+        labs: dict[tuple[str, Recipe], Lab] = {}
+        for recipe in wanted:
+            key = (recipe.task, recipe.training)
+            lab = labs.setdefault(key, Lab(get_task(recipe.task), opened, recipe=recipe.training, data_root=data_root))
+            rows = stored_rows(recipe, lab)
+            found.append(None if rows is None else Stored(recipe, lab, rows))
     return found
 
 
@@ -180,9 +219,9 @@ def rows(wanted: Sequence[DrawRecipe], outcomes: Sequence[Outcome], densities: S
     """
     dense: dict[int, dict[str, Any]] = {}
     found: list[dict[str, Any]] = []
-    whole = {r.method for r, outcome in zip(wanted, outcomes, strict=True) if isinstance(outcome, Draw)}
+    whole = {r.method for r, outcome in zip(wanted, outcomes, strict=True) if not isinstance(outcome, InputError)}
     for recipe, outcome in zip(wanted, outcomes, strict=True):
-        given = [r for r in outcome.rows() if r["arm"] == "ticket"] if isinstance(outcome, Draw) else []
+        given = [r for r in outcome.rows() if r["arm"] == "ticket"] if not isinstance(outcome, InputError) else []
         own = {row["round"]: row for row in given}
         if own:
             dense.setdefault(recipe.seed, _row(DENSE, "", recipe.seed, own[0]))

@@ -59,8 +59,7 @@ class Draw:
     @property
     def id(self) -> str:
         """The draw's identity, 64 hexadecimal digits: its recipe, and the dense run that it starts from."""
-        words = {"recipe": self.recipe.identity(), "dense": self.rounds[0].run.id}
-        return hashlib.sha256(canonical_json(words).encode()).hexdigest()
+        return _identity(self.recipe, self.rounds[0].run.id)
 
     def inside(self, round: Round) -> bool:
         """Whether a round is at most the margin below the dense net: on validation data, at the early-stop step."""
@@ -285,6 +284,27 @@ def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]
         record(found, "finished")
 
 
+def _identity(recipe: DrawRecipe, dense: str) -> str:
+    return hashlib.sha256(canonical_json({"recipe": recipe.identity(), "dense": dense}).encode()).hexdigest()
+
+
+def stored_rows(recipe: DrawRecipe, lab: Lab) -> list[dict[str, Any]] | None:
+    """The rows of a draw that the store has whole, with its controls and what it cost; None of any other.
+
+    Nothing is trained or scored for it, so that the cost of scoring is what it was when it was done.
+    """
+    known = lab.store.draw(_identity(recipe, lab.dense_id(recipe.seed)))
+    if known is None or known.status != "finished":
+        return None
+    tickets = [row for row in known.rounds if row["arm"] == "ticket"]
+    there = {(row["arm"], row["round"], row["draw"]) for row in known.rounds}
+    whole = all("find_seconds" in row for row in tickets)
+    whole = whole and {*controls_of(recipe, [row["round"] for row in tickets if row["round"]])} <= there
+    if not whole or any(lab.store.run(row["run"]) is None for row in known.rounds):
+        return None
+    return [dict(row) for row in known.rounds]
+
+
 def record(found: Draw, status: str) -> None:
     """Enter a draw in the store's catalogue, as far as it has come; what is there and finished stays."""
     known = found.lab.store.draw(found.id)
@@ -292,6 +312,7 @@ def record(found: Draw, status: str) -> None:
     if (
         known is not None
         and known.status == "finished"
+        and all("find_seconds" in r for r in known.rounds if r["arm"] == "ticket")
         and {r["run"] for r in rows} <= {r["run"] for r in known.rounds}
     ):
         return

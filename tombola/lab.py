@@ -325,12 +325,8 @@ class Lab:
         first, last = self.span(seed, recipe)
         if first >= last:
             raise InputError(f"training must begin before its end, but begins at step {first} and ends at step {last}")
-        model = self.task.build(seed)
-        start = {n: v.detach().clone() for n, v in model.state_dict().items()} if start is None else start
-        mask = Mask.full(model) if mask is None else mask
-        start = dict(Ticket(mask, start, {}).values)
-        about = self._about(seed, start, mask, recipe)
-        run_id = hashlib.sha256(canonical_json(about).encode()).hexdigest()
+        about, start, mask = self._about(seed, start, mask, recipe)
+        run_id = _identity(about)
         about |= {"arm": arm, "draw": draw, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
         steps = {d.steps(self.steps_per_epoch(seed, recipe)) for d in keep}
         event = Event("found", arm, seed, mask.density, run=run_id, about=about)
@@ -342,8 +338,19 @@ class Lab:
             self.tell(event)
         return Run(self, record, seed, recipe, start, mask)
 
-    def _about(self, seed: int, start: State, mask: Mask, recipe: Recipe) -> dict[str, Any]:
-        return {
+    def dense_id(self, seed: int) -> str:
+        """The identity of a seed's dense net, whether it is trained or not."""
+        return _identity(self._about(seed, None, None, self.recipe)[0])
+
+    def _about(
+        self, seed: int, start: State | None, mask: Mask | None, recipe: Recipe
+    ) -> tuple[dict[str, Any], State, Mask]:
+        """What decides a run, and the values that it starts from under its mask."""
+        model = self.task.build(seed)
+        start = {n: v.detach().clone() for n, v in model.state_dict().items()} if start is None else start
+        mask = Mask.full(model) if mask is None else mask
+        start = dict(Ticket(mask, start, {}).values)
+        about = {
             "task": self.task.identity(),
             "data": self.data_digest(seed),
             "seed": seed,
@@ -351,6 +358,7 @@ class Lab:
             "start": content_hash("start", {}, start),
             "mask": mask.digest,
         }
+        return about, start, mask
 
     def stored(self, run_id: str) -> RunRecord | None:
         """The run with all its blobs sound, or None; a damaged one is forgotten, with a warning."""
@@ -395,3 +403,7 @@ class Lab:
 
 def _kept(step: int) -> str:
     return f"at-{step}"
+
+
+def _identity(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(about).encode()).hexdigest()

@@ -179,10 +179,9 @@ def _comparison(
     cost_at: float,
     at: Any,
 ) -> Comparison:
-    from tombola.draws import Draw
     from tombola.report.comparison import Comparison
 
-    one = next(outcome for outcome in outcomes if isinstance(outcome, Draw))
+    one = next(outcome for outcome in outcomes if not isinstance(outcome, InputError))
     data = "validation" if one.lab.splits(one.recipe.seed).test is None else "test"
     return Comparison(rows, task.metric, densities, cost_at, at, data, not task.higher_is_better)
 
