@@ -110,6 +110,7 @@ def recipes(
     for name in methods:
         method = get_method(name)
         ending: dict[str, Sequence[float]] = {}
+        own = {key: value for key, value in options.items() if key != "rate" or _goes_down(method)}
         if _goes_down(method):
             rate = options.get("rate", DrawRecipe.model_fields["rate"].default)
             ending = {"densities": ladder(densities, rate)}
@@ -118,7 +119,7 @@ def recipes(
         elif method.densities:
             ending = {"densities": densities}
         try:
-            found += [draw_recipe(task, {**options, **ending, "method": name, "seed": seed}) for seed in seeds]
+            found += [draw_recipe(task, {**own, **ending, "method": name, "seed": seed}) for seed in seeds]
         except InputError as error:
             refused[name] = error
     if not found:
