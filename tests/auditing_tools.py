@@ -6,25 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import toy
 from toy import toy_task
 
 import tombola as tb
-from tombola.asked import draw_recipe
 from tombola.auditing import Audit, Claim, How, Runner, carry_out_audit, claim_of, numbers
-from tombola.draws import Draw, controls, rounds
-from tombola.lab import Event, Lab
+from tombola.draws import Draw
+from tombola.lab import Event
 
 SHORT = {"steps": "30it", "evaluate_every": "15it", "engine": "masked"}
 TASK = toy_task(name="toy for audits", recipe=SHORT)
 
 
 def drawn(store: tb.Store, task: tb.Task = TASK, **options: Any) -> Draw:
-    recipe = draw_recipe(task, options)
-    found = Draw(recipe, Lab(task, store, recipe=recipe.training))
-    for step in (rounds, controls):
-        for _ in step(found):
-            pass
-    return found
+    return toy.drawn(store, task, **options)
 
 
 class Audited:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toy import same, toy_task
+from toy import drawn, same, toy_task
 
 import tombola as tb
 from tombola.asked import draw_recipe
@@ -52,15 +52,6 @@ class Asked:
 
     def train(self, seed: int, **given: Any) -> None:
         self.given = {"seed": seed, **given}
-
-
-def drawn(store: tb.Store, task: tb.Task | None = None, **options: Any) -> Draw:
-    task = toy_task() if task is None else task
-    recipe = draw_recipe(task, options)
-    found = Draw(recipe, Lab(task, store, recipe=recipe.training))
-    list(rounds(found))
-    list(controls(found))
-    return found
 
 
 def counts(mask: Mask) -> list[int]:

@@ -7,24 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+import toy
 from torch import nn
 from toy import same, toy_task
 
 import tombola as tb
 from tombola.asked import draw_recipe
-from tombola.draws import Draw, controls, rounds
-from tombola.lab import Lab
+from tombola.draws import Draw
 
 TASK = toy_task(recipe={"steps": "20it", "evaluate_every": "10it", "engine": "masked"})
 
 
 def drawn(store: tb.Store, **options: Any) -> Draw:
-    recipe = draw_recipe(TASK, options)
-    found = Draw(recipe, Lab(TASK, store, recipe=recipe.training))
-    for step in (rounds, controls):
-        for _ in step(found):
-            pass
-    return found
+    return toy.drawn(store, TASK, **options)
 
 
 @pytest.mark.parametrize("kept_in", ["a file", "the store"])

@@ -6,21 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from toy import same, toy_task
+from toy import drawn, same, toy_task
 
 import tombola as tb
 from tombola.asked import draw_recipe
 from tombola.draws import Draw, controls, rounds
 from tombola.lab import Event, Lab
-
-
-def drawn(store: tb.Store, task: tb.Task | None = None, **options: Any) -> Draw:
-    task = toy_task() if task is None else task
-    recipe = draw_recipe(task, options)
-    found = Draw(recipe, Lab(task, store, recipe=recipe.training))
-    list(rounds(found))
-    list(controls(found))
-    return found
 
 
 def test_imp_prunes_what_the_round_before_trained(store: tb.Store) -> None:

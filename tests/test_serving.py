@@ -357,7 +357,8 @@ def test_a_killed_process_is_seen_though_it_changes_no_file(store: tb.Store, mon
     store.save_draw(draw_id, draw.about, draw.rounds, "running")
     claims = (
         "import sys, time; from tombola.store import Store; store = Store(sys.argv[1]);"
-        "claim = store.claim(sys.argv[2], {'task': 'made-up', 'seed': 0}); print(claim is not None, flush=True);"
+        "claim = store.claim(sys.argv[2], {'task': {'name': 'made-up'}, 'seed': 0});"
+        "print(claim is not None, flush=True);"
         "time.sleep(600)"
     )
     command = [sys.executable, "-c", claims, str(folder_of(store)), an_id("now")]

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import tombola as tb
+from tombola.asked import draw_recipe
+from tombola.draws import Draw, finish
+from tombola.lab import Lab
 from tombola.seeds import stream
 from tombola.tasks.models import gaussian_glorot_
 
@@ -43,3 +46,10 @@ def toy_task(**changes: Any) -> tb.Task:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states have the same names and bits."""
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+def drawn(store: tb.Store, task: tb.Task | None = None, **options: Any) -> Draw:
+    """A draw of a task (default: the toy) with its rounds and controls; ``options`` are fields of its recipe."""
+    task = toy_task() if task is None else task
+    recipe = draw_recipe(task, options)
+    return finish(Draw(recipe, Lab(task, store, recipe=recipe.training)))

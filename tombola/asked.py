@@ -57,6 +57,11 @@ def _check(task: Task, recipe: DrawRecipe) -> None:
         get_control(name).check(task, method, recipe)
 
 
+def allocation_of(recipe: DrawRecipe) -> Allocation:
+    """How a draw spreads a density over layers: its name, or the rates of layers."""
+    return Layerwise(recipe.rate, recipe.relative_rates) if recipe.allocation == "layerwise" else recipe.allocation
+
+
 def densities(recipe: DrawRecipe, shapes: Shapes, allocation: Allocation) -> list[float]:
     """The ladder of densities of a recipe, dense left out. A geometric ladder to a density ends on it exactly."""
     if recipe.densities is not None:

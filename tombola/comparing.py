@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from tombola.methods import METHODS, Method, get_method
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.report.comparison import DENSE
 from tombola.schedules import exponential
-from tombola.store import Store
+from tombola.store import Store, is_there
 from tombola.tasks import Task, get_task
 
 ALL = "all"
@@ -146,9 +147,9 @@ def carry_out_each(
     error.
     """
     known = _whole(wanted, store, data_root)
-    for row in (row for there in known if there is not None and watcher for row in there.found):
-        assert watcher is not None
-        watcher(Event("found", row["arm"], row["seed"], row["density"], run=row["run"]))
+    if watcher is not None:
+        for row in itertools.chain.from_iterable(there.found for there in known if there is not None):
+            watcher(Event("found", row["arm"], row["seed"], row["density"], run=row["run"]))
     missing = [recipe for recipe, rows in zip(wanted, known, strict=True) if rows is None]
     if jobs > 1 and missing:
         try:
@@ -175,7 +176,7 @@ def carry_out_each(
 
 def _whole(wanted: Sequence[DrawRecipe], store: str, data_root: Path | None) -> list[Stored | None]:
     """The draws that the store has whole."""
-    if not Path(store).exists():
+    if not is_there(store):
         return [None] * len(wanted)
     found: list[Stored | None] = []
     with Store(store) as opened:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tombola.asked import controls_of, densities, draw_recipe
+from tombola.asked import allocation_of, controls_of, densities, draw_recipe
 from tombola.audits.controls import DENSE_RATE, Subject, dense_rate, get_control
 from tombola.criteria import register, score
 from tombola.errors import InputError, TombolaError
@@ -18,10 +18,9 @@ from tombola.lab import Lab, Run, Watcher
 from tombola.mask import Mask
 from tombola.methods import Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors
-from tombola.pruning import Allocation, Layerwise
 from tombola.recipe import DrawRecipe
 from tombola.sealed import canonical_json
-from tombola.store import Store
+from tombola.store import DrawRecord, Store
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
 from tombola.version import versions
@@ -195,12 +194,15 @@ def draw(
     recipe = draw_recipe(known, {**options, "method": method})
     opened = store if isinstance(store, Store) else Store(store)
     lab = Lab(known, opened, recipe=recipe.training, data_root=Path(data_root) if data_root else None, watcher=watcher)
-    found = Draw(recipe, lab)
-    for _ in rounds(found):
-        pass
-    for _ in controls(found):
-        pass
-    return found.ticket()
+    return finish(Draw(recipe, lab)).ticket()
+
+
+def finish(found: Draw) -> Draw:
+    """The draw, with its rounds and controls carried out."""
+    for step in (rounds, controls):
+        for _ in step(found):
+            pass
+    return found
 
 
 def rounds(found: Draw) -> Iterator[Round]:
@@ -239,9 +241,7 @@ def numbered_masks(found: Draw) -> Iterator[tuple[int, Mask]]:
 
 def _search(recipe: DrawRecipe, lab: Lab) -> Search:
     method = get_method(recipe.method)
-    allocation: Allocation = recipe.allocation
-    if recipe.allocation == "layerwise":
-        allocation = Layerwise(recipe.rate, recipe.relative_rates)
+    allocation = allocation_of(recipe)
     search = Search(
         lab=lab,
         seed=recipe.seed,
@@ -288,6 +288,11 @@ def _identity(recipe: DrawRecipe, dense: str) -> str:
     return hashlib.sha256(canonical_json({"recipe": recipe.identity(), "dense": dense}).encode()).hexdigest()
 
 
+def _has_costs(record: DrawRecord) -> bool:
+    """Whether a draw was entered by a version that notes what tickets cost."""
+    return all("find_seconds" in row for row in record.rounds if row["arm"] == "ticket")
+
+
 def stored_rows(recipe: DrawRecipe, lab: Lab) -> list[dict[str, Any]] | None:
     """The rows of a draw that the store has whole, with its controls and what it cost; None of any other.
 
@@ -296,10 +301,9 @@ def stored_rows(recipe: DrawRecipe, lab: Lab) -> list[dict[str, Any]] | None:
     known = lab.store.draw(_identity(recipe, lab.dense_id(recipe.seed)))
     if known is None or known.status != "finished":
         return None
-    tickets = [row for row in known.rounds if row["arm"] == "ticket"]
+    tickets = [row["round"] for row in known.rounds if row["arm"] == "ticket" and row["round"]]
     there = {(row["arm"], row["round"], row["draw"]) for row in known.rounds}
-    whole = all("find_seconds" in row for row in tickets)
-    whole = whole and {*controls_of(recipe, [row["round"] for row in tickets if row["round"]])} <= there
+    whole = _has_costs(known) and {*controls_of(recipe, tickets)} <= there
     if not whole or any(lab.store.run(row["run"]) is None for row in known.rounds):
         return None
     return [dict(row) for row in known.rounds]
@@ -312,7 +316,7 @@ def record(found: Draw, status: str) -> None:
     if (
         known is not None
         and known.status == "finished"
-        and all("find_seconds" in r for r in known.rounds if r["arm"] == "ticket")
+        and _has_costs(known)
         and {r["run"] for r in rows} <= {r["run"] for r in known.rounds}
     ):
         return

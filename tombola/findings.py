@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError, TombolaError
 from tombola.pictures import Picture, picture
-from tombola.store import DrawRecord, RunRecord, Store
+from tombola.store import DrawRecord, RunRecord, Store, as_seen
 
 if TYPE_CHECKING:
     from tombola.audits.verdict import Verdict
@@ -146,13 +146,6 @@ def with_seeds(store: Store, draw: DrawRecord) -> list[DrawRecord]:
     """The draw, and the newest draw of each other seed that differs from it in the seed alone, by seed."""
     same = [other for other in store.draws() if _shared(other) == _shared(draw)]
     return sorted(({_seed(other): other for other in same} | {_seed(draw): draw}).values(), key=_seed)
-
-
-def as_seen(draw: DrawRecord, runs: Sequence[RunRecord]) -> DrawRecord:
-    """The record of a draw, ``interrupted`` where it isn't finished and no process trains its task and seed."""
-    if draw.status != "running" or _under_way([draw], runs):
-        return draw
-    return DrawRecord(draw.id, "interrupted", draw.about, draw.rounds, draw.created, draw.updated)
 
 
 def _under_way(draws: Sequence[DrawRecord], runs: Sequence[RunRecord]) -> list[RunRecord]:

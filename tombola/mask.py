@@ -6,8 +6,9 @@ and whole layers are all the same type.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,12 @@ def prunable(model: nn.Module, *, embeddings: bool = False) -> dict[str, nn.Para
         if embeddings and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             wanted.add(id(module.weight))
     return {name: p for name, p in model.named_parameters() if id(p) in wanted}
+
+
+def left_to_prune(names: Iterable[str], unpruned: Iterable[str]) -> list[str]:
+    """The names that no pattern (``fnmatch``) of what is left unpruned fits."""
+    patterns = list(unpruned)
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 @dataclass(frozen=True, slots=True)

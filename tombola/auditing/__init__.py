@@ -20,7 +20,7 @@ from tombola.auditing.claims import Claim, claim_of, claim_of_record, given_reci
 from tombola.auditing.provenance import compared
 from tombola.audits.controls import CONTROLS, DENSE_RATE, get_control
 from tombola.audits.verdict import Verdict, check_strictness, judge
-from tombola.draws import Draw, controls, rounds
+from tombola.draws import Draw, finish
 from tombola.errors import InputError
 from tombola.execution import carry_out
 from tombola.lab import Lab, Watcher
@@ -45,8 +45,6 @@ __all__ = [
 
 SEEDS = 5
 DRAWS = 3
-SEARCHING = ("random_labels", "shuffled_pixels", "half_data")
-"""Controls that search anew: by default only where that costs no training."""
 
 At = Literal["stop", "end"]
 
@@ -169,12 +167,7 @@ class Runner:
             raise InputError(
                 f"a task of your own is judged in one process, but {self.jobs} are asked for: leave out jobs"
             )
-        draws = [Draw(recipe, self.lab(recipe)) for recipe in recipes]
-        for draw in draws:
-            for step in (rounds, controls):
-                for _ in step(draw):
-                    pass
-        return draws
+        return [finish(Draw(recipe, self.lab(recipe))) for recipe in recipes]
 
     def lab(self, recipe: DrawRecipe) -> Lab:
         """A lab for a recipe's training."""
@@ -231,8 +224,9 @@ def controls_for(task: Task, recipe: DrawRecipe) -> tuple[str, ...]:
     method = get_method(recipe.method)
     if not method.trains_tickets(recipe.survivors):
         return ()
-    wanted = [name for name in CONTROLS if name not in SEARCHING or method.prunes == "before"]
-    return tuple(name for name in wanted if CONTROLS[name].refusal(task, method, recipe) is None)
+    free = method.prunes == "before"  # to search anew on other data then costs no training
+    wanted = [control for control in CONTROLS.values() if free or control.changes != "data of the scores"]
+    return tuple(control.name for control in wanted if control.refusal(task, method, recipe) is None)
 
 
 def _uncontrolled(recipe: DrawRecipe) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from tombola.asked import draw_recipe
 from tombola.criteria import CRITERIA
+from tombola.diagnostics.origin import seed_of
 from tombola.errors import InputError
 from tombola.methods import METHODS, get_method
 from tombola.recipe import DrawRecipe
@@ -39,9 +40,8 @@ def claim_of(ticket: Ticket, task: str | Task | None = None) -> Claim:
     recipe, untold = _told(ticket.origin, known)
     if recipe is not None and not untold:
         return Claim(known, recipe, int(ticket.origin["round"]), ticket)
-    seed = ticket.origin.get("seed")
-    own = seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else 0
-    return Claim(known, given_recipe(known, own, {} if recipe is None else recipe.model_dump()), 1, ticket, untold)
+    like = {} if recipe is None else recipe.model_dump()
+    return Claim(known, given_recipe(known, seed_of(ticket), like), 1, ticket, untold)
 
 
 def _told(origin: Mapping[str, Any], task: Task) -> tuple[DrawRecipe | None, str]:

@@ -17,9 +17,9 @@ from tombola.cli.options import (
     json_option,
     option,
     path_option,
+    recipe_options,
     seeds_option,
     store_option,
-    validated,
 )
 from tombola.cli.places import check_writable, opened, writing
 from tombola.errors import InputError
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 
 JUDGED, ARMS, RUNNING, OUTPUT = "What is judged", "Beside what, and how strictly", "Running", "Output"
 _FILES = ("audit.json", "arms.csv", "runs.csv", "audit.svg", "audit.png", "audit.pdf", "audit.html")
-
-
-def _rates(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...]:
-    if text is None:
-        return ()
-    try:
-        found: tuple[float, ...] = validated(DrawRecipe, "dense_rates", text.split(","))
-    except InputError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-    return found
 
 
 @click.command("audit", cls=Verb)
@@ -58,13 +48,7 @@ def _rates(ctx: click.Context, param: click.Parameter, text: str | None) -> tupl
 @option(
     "--control-draws", section=ARMS, default=3, type=click.IntRange(1, 100), help="random draws of each  [default: 3]"
 )
-@option(
-    "--dense-rates",
-    section=ARMS,
-    callback=_rates,
-    metavar="NUMBER,...",
-    help="tune the dense net: learning rates to try beside its own  [default: none]",
-)
+@recipe_options(DrawRecipe, section=ARMS, skip=tuple(name for name in DrawRecipe.model_fields if name != "dense_rates"))
 @option("--margin", section=ARMS, type=float, help="smallest difference that matters  [default: the draw's margin]")
 @option("--speed-margin", section=ARMS, default=0.1, help="the same of the early-stop step, as a share  [default: 0.1]")
 @option("--alpha", section=ARMS, default=0.05, help="level of each one-sided test  [default: 0.05]")
@@ -97,7 +81,7 @@ def command(what: str, **options: Any) -> None:
     how = How(
         controls=tuple(dict.fromkeys(options["controls"])) or None,
         control_draws=options["control_draws"],
-        dense_rates=options["dense_rates"],
+        dense_rates=options["dense_rates"] or (),
         margin=options["margin"],
         speed_margin=options["speed_margin"],
         alpha=options["alpha"],

@@ -122,7 +122,7 @@ def command(task: str, **options: Any) -> None:
     from tombola.engines import check_device
     from tombola.methods.base import STRAIGHT
     from tombola.tasks import get_task
-    from tombola.tracking import EVENTS, JsonLines, Tracking, get_tracker
+    from tombola.tracking import EVENTS, Tracking, trackers_for
 
     known = get_task(task)
     densities = options["densities"] or list(STRAIGHT)
@@ -132,7 +132,7 @@ def command(task: str, **options: Any) -> None:
     check_device(recipes[0].training)
     figures = [f"{name}.{kind}" for name in _FIGURES for kind in _KINDS] if options["figures"] else []
     check_writable(out, ("comparison.csv", "comparison.md", EVENTS, *figures))
-    trackers = [JsonLines(out / EVENTS), *(get_tracker(name, out) for name in options["trackers"])]
+    trackers = trackers_for(out, options["trackers"])
     with Show(known.metric) as show, Tracking(trackers, beside=show) as watcher:
         outcomes = comparing.carry_out_each(
             recipes, store=options["store"], data_root=options["data_root"], jobs=options["jobs"], watcher=watcher

@@ -96,14 +96,14 @@ def command(task: str | None, **options: Any) -> None:
     from tombola.engines import check_device
     from tombola.execution import carry_out
     from tombola.tasks import get_task
-    from tombola.tracking import EVENTS, JsonLines, Tracking, get_tracker
+    from tombola.tracking import EVENTS, Tracking, trackers_for
 
     name = recipes[0].task
     method = recipes[0].method
     out = options["out"] or Path("tombola-out") / (name if method == "imp" else f"{name}-{method}")
     check_device(recipes[0].training)  # a device that is not there is refused before anything else
     check_writable(out, (EVENTS, *_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
-    trackers = [JsonLines(out / EVENTS), *(get_tracker(tracker, out) for tracker in options["trackers"])]
+    trackers = trackers_for(out, options["trackers"])
     with Show(get_task(name).metric) as show, Tracking(trackers, search=recipes[0], beside=show) as watcher:
         draws = carry_out(
             recipes,

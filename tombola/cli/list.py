@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import datetime
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +26,8 @@ _DASH = "\N{EN DASH}"
 @json_option()
 def command(what: str, store: str, as_json: bool) -> None:
     """List the draws (default) or the runs of a store, the newest last."""
+    from tombola.store import as_seen
+
     with opened(store) as found:
         runs = found.runs()
         draws = [as_seen(draw, runs) for draw in found.draws()]
@@ -39,19 +40,9 @@ def command(what: str, store: str, as_json: bool) -> None:
         output.table(_draws(draws) if what == "draws" else _runs(runs))
 
 
-def as_seen(draw: DrawRecord, runs: Sequence[RunRecord]) -> DrawRecord:
-    """The record of a draw, ``interrupted`` where it isn't finished and no process trains its task and seed."""
-    if draw.status != "running" or any(
-        run.status == "running"
-        and _at(run.about, "task", "name") == _at(draw.about, "task")
-        and _at(run.about, "seed") == _at(draw.about, "seed")
-        for run in runs
-    ):
-        return draw
-    return replace(draw, status="interrupted")
-
-
 def _draws(records: Sequence[DrawRecord]) -> Table:
+    from tombola.store import minute
+
     right = ("seed", "rounds", "kept")
     header = ("draw", "task", "method", "seed", "rounds", "kept", "at early stop", "status", "begun")
     rows = []
@@ -67,6 +58,8 @@ def _draws(records: Sequence[DrawRecord]) -> Table:
 
 
 def _runs(records: Sequence[RunRecord]) -> Table:
+    from tombola.store import minute
+
     right = ("seed", "kept")
     header = ("run", "task", "arm", "seed", "kept", "status", "begun")
     rows = []
@@ -75,11 +68,6 @@ def _runs(records: Sequence[RunRecord]) -> Table:
         kept = _percent(_at(run.about, "density"))
         rows.append([run.id[:12], *map(_cell, about), kept, run.status, minute(run.created)])
     return output.columns({name: "right" if name in right else "left" for name in header}, rows)
-
-
-def minute(seconds: float) -> str:
-    """A time in this machine's zone, to the minute."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _at(about: Any, *keys: str) -> Any:

@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 
 def opened(store: str) -> Store:
     """The store, for reading: ``InputError`` where there is none, rather than a new one."""
-    from tombola.store import Store
-    from tombola.store.store import CATALOGUE
+    from tombola.store import Store, is_there
 
-    folder = Path(store).expanduser()
-    if "://" not in store and not folder.is_file() and not (folder / CATALOGUE).exists():
+    if not is_there(store) and not Path(store).expanduser().is_file():
         raise InputError(f"there is no store at {store}; give its folder with --store, or make one with tombola draw")
     return Store(store)
 

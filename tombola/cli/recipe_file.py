@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
+from tombola import toml
 from tombola.cli import output
 from tombola.cli.options import validated
 from tombola.errors import InputError, suggestion
@@ -22,14 +22,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises ``InputError`` with the file's name for one that can't be read, for a field that doesn't exist, with the
     nearest that does, and for a value that breaks its field's rule.
     """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"the recipe {path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise InputError(f"the recipe {path} must be TOML in UTF-8, but: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"the recipe {path} is nested too deep") from error
+    found = toml.read(path, f"the recipe {path}")
     training = found.pop("training", {})
     if not isinstance(training, Mapping):
         raise InputError(f"{path}: training must be a table, [training], but got {training!r}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tombola.cli import output
-from tombola.cli.list import as_seen, minute
 from tombola.cli.options import Verb, json_option, store_option
 from tombola.cli.places import opened
 from tombola.errors import InputError
@@ -36,7 +35,7 @@ def command(what: str, store: str, as_json: bool) -> None:
         return
     if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
         raise InputError(f"there is no ticket file {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
-    from tombola.store import DrawRecord
+    from tombola.store import DrawRecord, as_seen
 
     with opened(store) as found:
         runs = found.runs()
@@ -128,6 +127,8 @@ def _show_run(run: RunRecord) -> None:
 
 
 def _show_head(record: RunRecord | DrawRecord, **facts: str) -> None:
+    from tombola.store import minute
+
     fate = _FATES.get(record.status, "").format(**facts) if facts else ""
     status = output.inert(record.status) + (fate and f", {fate}")
     click.echo(f"{_kind(record)} {record.id}: {status}; begun {minute(record.created)}")

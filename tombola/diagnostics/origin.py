@@ -16,8 +16,7 @@ def training_of(ticket: Ticket, task: Task) -> tuple[int, Recipe]:
 
     A ticket that doesn't say, or not in words of today's recipes, has seed 0 and the task's own recipe.
     """
-    recipe, seed = ticket.origin.get("recipe"), ticket.origin.get("seed")
-    number = seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else 0
+    recipe, number = ticket.origin.get("recipe"), seed_of(ticket)
     if not isinstance(recipe, Mapping):
         return number, task.recipe
     try:
@@ -27,3 +26,9 @@ def training_of(ticket: Ticket, task: Task) -> tuple[int, Recipe]:
     if drawn.survivors in ("rewind", "lr-rewind"):
         return number, drawn.training.model_copy(update={"start": drawn.back_to})
     return number, drawn.training
+
+
+def seed_of(ticket: Ticket) -> int:
+    """The seed of a ticket; 0 where it doesn't say."""
+    seed = ticket.origin.get("seed")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from tombola.criteria import Criterion, compensated, criterion, score, traits
 from tombola.durations import Duration
 from tombola.errors import InputError, suggestion
 from tombola.lab import Lab, Run
-from tombola.mask import Mask, prunable
+from tombola.mask import Mask, left_to_prune, prunable
 from tombola.methods.work import Work, measured
 from tombola.pruning import Allocation, check_patterns, prune
 from tombola.recipe import DrawRecipe, Recipe
@@ -223,7 +222,7 @@ class Search:
         """
         names = prunable(model)
         check_patterns(self.unpruned, names)
-        kept = {n: p for n, p in names.items() if not any(fnmatch.fnmatchcase(n, u) for u in self.unpruned)}
+        kept = {name: names[name] for name in left_to_prune(names, self.unpruned)}
         if not kept:
             raise InputError(f"unpruned leaves nothing to prune: {', '.join(self.unpruned)} fit every layer")
         return Mask({n: torch.ones(p.shape, dtype=torch.bool) for n, p in kept.items()})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola.errors import InputError, TombolaError
 from tombola.serving.watching import Seen
-from tombola.store import DrawRecord, RunRecord, Store
+from tombola.store import DrawRecord, RunRecord, Store, minute
 
 if TYPE_CHECKING:
     from tombola.studies.begun import Begun
@@ -78,7 +78,7 @@ def studies(store: Store, known: Sequence[Begun]) -> tuple[list[Line], str]:
             "status": f"{status}, {failed:,} failed" if failed else status,
             "draws done": f"{kinds.count('done'):,} of {len(kinds):,}",
             "runs done": f"{total - left:,} of {total:,}",
-            "last change": _minute(begun.updated),
+            "last change": minute(begun.updated),
         }
         lines.append(Line("", cells, status=status, sorts={"runs done": total - left, "last change": begun.updated}))
     return lines, " ".join(wrong)
@@ -106,7 +106,7 @@ def _search(draws: Sequence[DrawRecord], note: str) -> Line:
         "density": DASH if density is None else percent(density),
         "at early stop": DASH if reached is None else f"{metric_name(metric)} {form(reached)}",
         "dense": DASH if dense is None else form(dense),
-        "last change": _minute(updated),
+        "last change": minute(updated),
     }
     sorts = {
         "round": chosen or None,
@@ -131,7 +131,7 @@ def _run(run: RunRecord, *, seconds: bool) -> Line:
         "seed": str(run.about.get("seed", DASH)),
         "status": run.status,
         **({"seconds": DASH if taken is None else f"{taken:,.1f}"} if seconds else {"process": run.owner or DASH}),
-        "begun": _minute(run.created),
+        "begun": minute(run.created),
     }
     sorts = {"density": density, "seconds": taken, "begun": run.created}
     known = {name: value for name, value in sorts.items() if value is not None}
@@ -210,9 +210,3 @@ def _listed(seeds: Sequence[Any]) -> str:
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return f"{numbers[0]}\N{EN DASH}{numbers[-1]}"
     return ", ".join(map(str, numbers))
-
-
-def _minute(seconds: float) -> str:
-    from tombola.report.page.sections import minute
-
-    return minute(seconds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import StoreError
-from tombola.store import DrawRecord, RunRecord, Store
+from tombola.store import DrawRecord, RunRecord, Store, as_seen
 from tombola.store.store import CATALOGUE
 
 ANEW_SECONDS = 10.0
@@ -79,8 +79,6 @@ class Watch:
             return self._seen
 
     def _read(self) -> Seen:
-        from tombola.findings import as_seen
-
         try:
             runs = self.store.runs()
             return Seen([as_seen(draw, runs) for draw in self.store.draws()], {run.id: run for run in runs})

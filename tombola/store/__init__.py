@@ -1,8 +1,19 @@
 """The store of runs: every training by its recipe's hash, complete or absent, shared by all processes."""
 
 from tombola.store.claims import Checkpoint, Claim, ClaimLost
-from tombola.store.records import DrawRecord, RunRecord
-from tombola.store.store import Store
+from tombola.store.records import DrawRecord, RunRecord, as_seen, minute
+from tombola.store.store import Store, is_there
 from tombola.store.sweep import GcReport
 
-__all__ = ["Checkpoint", "Claim", "ClaimLost", "DrawRecord", "GcReport", "RunRecord", "Store"]
+__all__ = [
+    "Checkpoint",
+    "Claim",
+    "ClaimLost",
+    "DrawRecord",
+    "GcReport",
+    "RunRecord",
+    "Store",
+    "as_seen",
+    "is_there",
+    "minute",
+]

@@ -6,7 +6,8 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, select
@@ -48,6 +49,30 @@ class DrawRecord:
     rounds: list[dict[str, Any]]
     created: float
     updated: float
+
+
+def minute(seconds: float) -> str:
+    """A record's time in this machine's zone, to the minute."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def as_seen(draw: DrawRecord, known: Sequence[RunRecord]) -> DrawRecord:
+    """The record of a draw, ``interrupted`` where it isn't finished and no process trains its task and seed."""
+    if draw.status != "running" or any(
+        run.status == "running"
+        and _at(run.about, "task", "name") == _at(draw.about, "task")
+        and _at(run.about, "seed") == _at(draw.about, "seed")
+        for run in known
+    ):
+        return draw
+    return replace(draw, status="interrupted")
+
+
+def _at(about: Any, *keys: str) -> Any:
+    """What lies under some keys; None where a record has nothing there."""
+    for key in keys:
+        about = about.get(key) if isinstance(about, Mapping) else None
+    return about
 
 
 def run_records(connection: Connection, *conditions: ColumnElement[bool]) -> list[RunRecord]:

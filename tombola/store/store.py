@@ -33,6 +33,11 @@ CATALOGUE = "catalogue.sqlite"
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 
+def is_there(where: str) -> bool:
+    """Whether there is a store in a folder already; of a URL that is taken for granted."""
+    return "://" in where or (Path(where).expanduser() / CATALOGUE).exists()
+
+
 class Store:
     """Finished runs and draws, and the right to compute what is missing.
 

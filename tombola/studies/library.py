@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from tombola import toml
 from tombola.errors import InputError, suggestion
 from tombola.studies.study import Study, read_study
 
@@ -29,22 +28,8 @@ def load(what: str) -> Study:
     Raises ``InputError`` for a name that is not known, a file that can't be read, and for what is wrong in it.
     """
     if is_file(what):
-        try:
-            text = Path(what).expanduser().read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"the study {what} can't be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise InputError(f"the study {what} must be TOML in UTF-8, but: {error}") from error
-        return read_study(_toml(text, what), what)
+        return read_study(toml.read(Path(what).expanduser(), f"the study {what}"), what)
     if what not in shipped():
         raise InputError(f"there is no study {what!r}.{suggestion(what, shipped())} A file's name ends in .toml")
-    return read_study(_toml((_SHIPPED / f"{what}.toml").read_text(encoding="utf-8"), what), what)
-
-
-def _toml(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:
-        raise InputError(f"the study {where} must be TOML in UTF-8, but: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"the study {where} is nested too deep") from error
+    text = (_SHIPPED / f"{what}.toml").read_text(encoding="utf-8")
+    return read_study(toml.parsed(text, f"the study {what}"), what)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import itertools
 import math
@@ -12,11 +11,10 @@ from functools import cache, cached_property
 from typing import Any
 
 from tombola import comparing
-from tombola.asked import controls_of, densities, draw_recipe
+from tombola.asked import allocation_of, controls_of, densities, draw_recipe
 from tombola.errors import InputError
-from tombola.mask import prunable
+from tombola.mask import left_to_prune, prunable
 from tombola.methods import get_method
-from tombola.pruning import Allocation, Layerwise
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.sealed import canonical_json
 from tombola.studies.study import Block, Study, is_axis
@@ -230,14 +228,11 @@ def _short(value: Any) -> str:
 def _densities(recipe: DrawRecipe) -> tuple[float, ...]:
     if recipe.densities is not None:
         return recipe.densities
-    allocation: Allocation = recipe.allocation
-    if recipe.allocation == "layerwise":
-        allocation = Layerwise(recipe.rate, recipe.relative_rates)
-    return tuple(densities(recipe, dict(_shapes(recipe.task, recipe.unpruned)), allocation))
+    return tuple(densities(recipe, dict(_shapes(recipe.task, recipe.unpruned)), allocation_of(recipe)))
 
 
 @cache
 def _shapes(task: str, unpruned: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
     """The shapes of what a draw prunes."""
     names = prunable(get_task(task).build(0))
-    return {n: tuple(p.shape) for n, p in names.items() if not any(fnmatch.fnmatchcase(n, u) for u in unpruned)}
+    return {name: tuple(names[name].shape) for name in left_to_prune(names, unpruned)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tombola.tracking.base import Tracker
 from tombola.tracking.jsonlines import EVENTS, JsonLines, read_events
-from tombola.tracking.named import TRACKERS, get_tracker
+from tombola.tracking.named import TRACKERS, get_tracker, trackers_for
 from tombola.tracking.watching import Tracking
 
-__all__ = ["EVENTS", "TRACKERS", "JsonLines", "Tracker", "Tracking", "get_tracker", "read_events"]
+__all__ = ["EVENTS", "TRACKERS", "JsonLines", "Tracker", "Tracking", "get_tracker", "read_events", "trackers_for"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tombola.errors import InputError, suggestion
 from tombola.tracking.base import Tracker
+from tombola.tracking.jsonlines import EVENTS, JsonLines
 from tombola.tracking.mlflow import Mlflow
 from tombola.tracking.tensorboard import TensorBoard
 from tombola.tracking.wandb import Wandb
@@ -18,6 +19,11 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {
     "mlflow": lambda folder: Mlflow(),
 }
 """What makes each tracker, given the folder of results."""
+
+
+def trackers_for(folder: Path, names: Iterable[str]) -> list[Tracker]:
+    """Lines of JSON in a folder of results, and the trackers of these names. Raises as ``get_tracker``."""
+    return [JsonLines(folder / EVENTS), *(get_tracker(name, folder) for name in names)]
 
 
 def get_tracker(name: str, folder: Path) -> Tracker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,6 +57,7 @@ def meant(what: str | None, quick: bool | None, store: str) -> tuple[Plan, Begun
     Without a name it is the one begun last; a name is looked up among those begun, then among those that come with
     Tombola. Without a size it is the one begun last.
     """
+    from tombola.store import is_there
     from tombola.studies.begun import all_begun
     from tombola.studies.library import is_file, load
     from tombola.studies.plan import plan
@@ -83,13 +83,6 @@ def states(found: Plan, begun: Begun | None, store: str) -> list[DrawState]:
 
     with opened(store) as there:
         return look(found, there, begun.busy if begun else (), begun.failures if begun else None)
-
-
-def is_there(store: str) -> bool:
-    """Whether there is a store already."""
-    from tombola.store.store import CATALOGUE
-
-    return "://" in store or (Path(store).expanduser() / CATALOGUE).exists()
 
 
 def title(found: Plan) -> str:

@@ -37,13 +37,14 @@ def command(store: str, as_json: bool) -> None:
 
 
 def _about(study: Any, store: str) -> dict[str, Any]:
+    from tombola.store import is_there
     from tombola.studies.plan import plan
 
     found: dict[str, Any] = {"name": study.name, "description": study.description}
     for size in ("quick", "full"):
         planned = plan(study, size == "quick")
         seconds = None
-        if asked.is_there(store):
+        if is_there(store):
             there = asked.states(planned, None, store)
             if all(state.state == "done" for state in there):
                 runs = {row["run"]: row["seconds"] for state in there for row in state.rows}

@@ -58,10 +58,10 @@ def carry_out(found: Plan, setting: Setting, as_json: bool, trackers: Sequence[s
     from tombola.studies.pace import Pace
     from tombola.studies.results import FORMATS, rows, save_all
     from tombola.studies.running import Tracked, run_study
-    from tombola.tracking import EVENTS, JsonLines, Tracking, get_tracker
+    from tombola.tracking import EVENTS, Tracking, trackers_for
 
     check_writable(setting.out, ("study.toml", EVENTS, *(f"results.{kind}" for kind in FORMATS)))
-    told = [JsonLines(setting.out / EVENTS), *(get_tracker(name, setting.out) for name in trackers)]
+    told = trackers_for(setting.out, trackers)
     with Store(setting.store) as store:
         pace = Pace.of(store)
     with Overview(found, pace, setting.jobs) as overview, Tracking(told) as tracking:

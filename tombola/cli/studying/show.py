@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @json_option()
 def command(what: str, quick: bool, store: str, as_json: bool) -> None:
     """Show what a study would do: every draw, the runs that it needs, and what the store has of them."""
+    from tombola.store import is_there
     from tombola.studies.library import load
     from tombola.studies.pace import Pace, seconds_left, works
     from tombola.studies.plan import plan
@@ -32,7 +33,7 @@ def command(what: str, quick: bool, store: str, as_json: bool) -> None:
     found = plan(load(what), quick)
     pace = Pace()
     there = look(found, None)
-    if asked.is_there(store):
+    if is_there(store):
         from tombola.cli.places import opened
 
         there = asked.states(found, None, store)

@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.text import Text
 
 from tombola.cli import output
-from tombola.cli.list import minute
 from tombola.cli.options import Verb, json_option, option, store_option
 from tombola.cli.studying import asked
 from tombola.errors import InputError
@@ -78,6 +77,8 @@ class _Look:
 
     def sentence(self) -> str:
         """All of it in one sentence."""
+        from tombola.store import minute
+
         count = asked.numbers(self.states)
         when = f", begun {minute(self.begun.begun)}" if self.begun else ""
         ready = count["states"]["done"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tombola.errors import InputError
@@ -19,6 +18,7 @@ from tombola.report.page.images import data_url, highest
 from tombola.report.page.tables import Table
 from tombola.report.page.templates import render
 from tombola.report.tables import groups, is_share, metric_name, percent, sentence
+from tombola.store import minute
 
 if TYPE_CHECKING:
     from tombola.audits.verdict import Verdict
@@ -312,8 +312,3 @@ def _gradients(findings: Findings) -> _Part:
 def slug(text: str) -> str:
     """A text as a part of a file's name: letters and digits in lower case, dashes for the rest."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "x"
-
-
-def minute(seconds: float) -> str:
-    """A time in this machine's zone, to the minute."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

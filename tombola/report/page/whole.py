@@ -7,8 +7,9 @@ import hashlib
 from functools import cache
 
 from tombola.findings import Findings
-from tombola.report.page.sections import minute, sections
+from tombola.report.page.sections import sections
 from tombola.report.page.templates import asset, render
+from tombola.store import minute
 from tombola.version import __version__
 
 
