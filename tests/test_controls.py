@@ -203,7 +203,7 @@ def test_every_task_scales_its_net(name: str) -> None:
         whole, same_net, small, least = task.model(), task.scaled(1.0), task.scaled(0.3), task.scaled(1e-9)
     shapes = [{n: v.shape for n, v in net.state_dict().items()} for net in (whole, same_net)]
     assert shapes[0] == shapes[1]
-    assert weights(whole) > weights(small) > weights(least) > 0
+    assert weights(prunable(whole)) > weights(prunable(small)) > weights(prunable(least)) > 0
     assert "scaled" not in str(task.identity())
     last = [list(prunable(net).values())[-1] for net in (whole, small, least)]
     assert len({len(p) for p in last}) == 1, "as many classes"

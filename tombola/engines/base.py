@@ -21,6 +21,7 @@ from tombola.engines.tracing import UnsupportedError
 from tombola.errors import InputError, suggestion
 from tombola.mask import Mask
 from tombola.recipe import Recipe
+from tombola.tasks.acting import acts
 from tombola.tasks.task import Examples, Task
 
 
@@ -45,6 +46,11 @@ class Session(Protocol):
     @property
     def layers(self) -> Mapping[str, str]:
         """By layer, how the engine carries it out, for people; empty where there is nothing to tell."""
+        ...
+
+    @property
+    def seen(self) -> Mapping[str, float]:
+        """What training data that come of acting say of themselves; else nothing."""
         ...
 
     def stretch(self, steps: int) -> float:
@@ -128,6 +134,9 @@ def open_session(
     """
     if plan.engine not in ENGINES:
         raise InputError(f"unknown engine {plan.engine!r}.{suggestion(plan.engine, ENGINES)}")
+    if acts(train) and (plan.engine != "masked" or recipe.trains != "weights"):
+        what = f"the {plan.engine} engine" if plan.engine != "masked" else f"a training of {recipe.trains}"
+        raise UnsupportedError(f"{what} can't run this training: its data come of acting; use engine auto, and weights")
     try:
         return ENGINES[plan.engine](model, mask, task, train, recipe, seed)
     except UnsupportedError as error:

@@ -31,6 +31,7 @@ from tombola.engines.tracing import UnsupportedError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.sealed import canonical_json
+from tombola.tasks.acting import acts
 from tombola.tasks.task import Examples, Task
 
 GREY = 0.25
@@ -81,6 +82,8 @@ def compiles_first(recipe: Recipe) -> bool:
 def _choose(model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe) -> Plan:
     if recipe.trains != "weights":
         return Plan("masked", f"only the masked engine trains {recipe.trains.replace('_', ' ')}")
+    if acts(train):
+        return Plan("masked", "training data that come of acting need the net after every step")
     if recipe.updates is not None:
         every = recipe.updates.every.steps(recipe.steps_per_epoch(len(train)))
         if every < OFTEN:

@@ -91,6 +91,8 @@ class CompactSession:
         """What the masked engine says of its way to run the compact net."""
         return self._inner.note
 
+    seen: Mapping[str, float] = {}
+
     def stretch(self, steps: int) -> float:
         """Train for ``steps`` steps; the mean training loss over their examples."""
         first = self.step

@@ -39,4 +39,5 @@ def evaluate(
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + float(value) * size
         seen += size
-    return {name: total / seen for name, total in totals.items()}
+    means = {name: total / seen for name, total in totals.items()}
+    return means if task.conclude is None else dict(task.conclude(means))

@@ -15,6 +15,7 @@ from tombola.errors import TombolaError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.seeds import stream, stream_seed
+from tombola.tasks.acting import acts
 from tombola.tasks.task import Examples, Loss, Task
 
 
@@ -38,6 +39,7 @@ class MaskedSession:
         self.steps_per_epoch = recipe.steps_per_epoch(len(train))
         self.step = recipe.start.steps(self.steps_per_epoch)
         self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
+        self._play = train.play(seed, recipe.order, recipe.device) if acts(train) else None
         self._graph = self._new_graph()
 
     layers: Mapping[str, str] = {}
@@ -53,7 +55,7 @@ class MaskedSession:
         self._keep = [mask[name].to(p.device, p.dtype) for name, p in self._pruned.items()]
 
     def _new_graph(self) -> StepGraph | None:
-        on_cuda = torch.device(self.recipe.device).type == "cuda"
+        on_cuda = torch.device(self.recipe.device).type == "cuda" and self._play is None
         return StepGraph(min(self.recipe.batch, len(self.train))) if on_cuda else None
 
     @property
@@ -72,13 +74,24 @@ class MaskedSession:
                 # length.
                 seed_noise(self.seed, self.step, device)
                 set_rate(self.optimizer, self.recipe.lr_at(self.step, self.steps_per_epoch))
-                index = self._index(self.step)
-                loss, size = self.advance(index) if self._graph is None else self._graph.advance(self, index)
+                loss, size = self._advance()
                 total.add_(loss, alpha=size)
                 seen += size
                 self.step += 1
         self._check_zeros()
         return float(total) / max(seen, 1)
+
+    def _advance(self) -> Result:
+        if self._play is not None:
+            batch = self._play.batch(self.model)
+            return self._train_on(batch), size_of(batch)
+        index = self._index(self.step)
+        return self.advance(index) if self._graph is None else self._graph.advance(self, index)
+
+    @property
+    def seen(self) -> Mapping[str, float]:
+        """What training data that come of acting say of themselves; else nothing."""
+        return {} if self._play is None else self._play.seen
 
     @torch.no_grad()
     def remask(self, mask: Mask, values: Mapping[str, Tensor] | None = None) -> None:
@@ -150,6 +163,8 @@ class MaskedSession:
         """The model's state_dict under ``model.``, the optimiser's tensors under ``optimizer.NAME.``, and the step."""
         state = {f"model.{name}": value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         state |= {name: value.detach().cpu().clone() for name, value in self._moments().items()}
+        if self._play is not None:
+            state |= {f"play.{name}": value for name, value in self._play.state().items()}
         state["step"] = torch.tensor(self.step)
         return state
 
@@ -181,6 +196,8 @@ class MaskedSession:
                     # Adam's step count may live elsewhere; everything of the weight's shape lives beside the weight.
                     where = parameter.device if value.dim() else step_device(self.optimizer, parameter)
                     self.optimizer.state[parameter][key[len(prefix) :]] = value.clone().to(where)
+        if self._play is not None:
+            self._play.load({n[len("play.") :]: v for n, v in state.items() if n.startswith("play.")})
         self.step = int(state["step"])
 
 

@@ -22,6 +22,7 @@ from tombola.engines.masked import epoch_order, optimizer_over, set_rate, step_d
 from tombola.errors import InputError, TombolaError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
+from tombola.tasks.acting import acts
 from tombola.tasks.task import Examples, Loss, Task
 
 
@@ -241,6 +242,8 @@ class Replicate:
         """What is kept."""
         return self._session.masks[self._number]
 
+    seen: Mapping[str, float] = {}
+
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """The task's loss and metrics over all examples, with the current weights or with another state_dict."""
         return evaluate(self._session.task, self.model, data, state)
@@ -280,6 +283,10 @@ def _check_alike(
     if len(set(counts.values())) != 1 or not models:
         given = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise InputError(f"replicates need a model, a mask, training data and a seed each, but got {given}")
+    if any(map(acts, train)):
+        raise InputError(
+            "data that come of acting are each net's own, and so must be its training: train them one by one"
+        )
     lengths = [len(examples) for examples in train]
     if len(set(lengths)) != 1:
         raise InputError(f"replicates must train on equally many examples, but got {lengths}")

@@ -15,7 +15,7 @@ from tombola.criteria import Criterion, compensated, criterion, score, traits
 from tombola.durations import Duration
 from tombola.errors import InputError, suggestion
 from tombola.lab import Lab, Run
-from tombola.mask import Mask, left_to_prune, prunable
+from tombola.mask import Mask, left_to_prune
 from tombola.methods.work import Work, measured
 from tombola.pruning import Allocation, check_patterns, prune
 from tombola.recipe import DrawRecipe, Recipe
@@ -220,7 +220,7 @@ class Search:
 
         ``InputError`` for a pattern that fits no layer, and where nothing is left to prune.
         """
-        names = prunable(model)
+        names = self.lab.task.prunable(model)
         check_patterns(self.unpruned, names)
         kept = {name: names[name] for name in left_to_prune(names, self.unpruned)}
         if not kept:

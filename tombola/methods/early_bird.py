@@ -13,7 +13,7 @@ from tombola.durations import Duration
 from tombola.early_bird import DISTANCE, WINDOW, channel_mask, scales
 from tombola.engines.slimming import slim_mask
 from tombola.lab import Run
-from tombola.mask import Mask, prunable
+from tombola.mask import Mask
 from tombola.methods.base import Method, Round, Search, Survivors, any_engine
 from tombola.recipe import DrawRecipe, Recipe, Settled, checked
 
@@ -105,5 +105,5 @@ def _ticket(search: Search, number: int, dense: Run, found: Run, density: float)
 def _mask(search: Search, model: nn.Module, density: float) -> Mask:
     """The net's weights without the channels whose scales are smallest; layers left unpruned are not in it."""
     slim = slim_mask(model, channel_mask(scales(model), density), search.lab.example(search.seed))
-    spared = prunable(model).keys() - search.whole(model).keys()
+    spared = search.lab.task.prunable(model).keys() - search.whole(model).keys()
     return Mask({name: kept for name, kept in slim.items() if name not in spared})

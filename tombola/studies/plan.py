@@ -13,7 +13,7 @@ from typing import Any
 from tombola import comparing
 from tombola.asked import allocation_of, controls_of, densities, draw_recipe
 from tombola.errors import InputError
-from tombola.mask import left_to_prune, prunable
+from tombola.mask import left_to_prune
 from tombola.methods import get_method
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.sealed import canonical_json
@@ -234,5 +234,5 @@ def _densities(recipe: DrawRecipe) -> tuple[float, ...]:
 @cache
 def _shapes(task: str, unpruned: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
     """The shapes of what a draw prunes."""
-    names = prunable(get_task(task).build(0))
+    names = get_task(task).prunable(get_task(task).build(0))
     return {name: tuple(names[name].shape) for name in left_to_prune(names, unpruned)}

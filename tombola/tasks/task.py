@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 
 from tombola.batches import moved, tensors
 from tombola.errors import InputError
+from tombola.mask import prunable
 from tombola.recipe import Recipe
 from tombola.sealed import content_hash
 from tombola.seeds import global_stream, stream
@@ -24,6 +25,7 @@ from tombola.tasks.data.download import Progress
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+Conclude = Callable[[Mapping[str, float]], Mapping[str, float]]
 State = dict[str, Tensor]
 
 
@@ -108,6 +110,10 @@ class Task:
     metrics
         ``metrics(model, batch)``, names to scalar means over the batch; if it gives ``"loss"`` too, that is used and
         the loss is not computed twice.
+    conclude
+        What the means over a whole set come to, where a metric is no mean: the perplexity of a mean loss, BLEU of
+        counts. Called with the means of what ``metrics`` gives and of ``"loss"``; what it gives takes their place,
+        ``"loss"`` included.
     metric
         The metric that judges, among those; ``higher_is_better`` says which way.
     name
@@ -116,6 +122,8 @@ class Task:
     recipe, allocation, relative_rates, unpruned, rounds, margin
         Defaults for training and for drawing. A margin below the noise of the validation metric chooses by chance: of
         300 examples at 97 %, one standard error is a hundredth.
+    embeddings
+        Whether the weights of embeddings may be pruned like others.
     load
         For built-in tasks: ``load(root, seed, progress)`` gives the splits in place of the three fields.
     input_shape
@@ -131,6 +139,7 @@ class Task:
     test: Any = None
     loss: Loss = cross_entropy
     metrics: Metrics = accuracy
+    conclude: Conclude | None = None
     metric: str = "accuracy"
     higher_is_better: bool = True
     name: str = "custom"
@@ -138,6 +147,7 @@ class Task:
     allocation: str = "layerwise"
     relative_rates: Mapping[str, float] = field(default_factory=dict)
     unpruned: tuple[str, ...] = ()
+    embeddings: bool = False
     rounds: int = 12
     margin: float = 0.005
     load: LoadSplits | None = None
@@ -167,6 +177,10 @@ class Task:
         """The net with the initial weights of ``seed``, or of a control's stream, e.g. ``("control", "reinit", 0)``."""
         with global_stream(seed, *(names or ("init",))):
             return self.model()
+
+    def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of a net of the task that a mask may cover, by name."""
+        return prunable(model, embeddings=self.embeddings)
 
     def identity(self) -> dict[str, Any]:
         """What of the task itself, beside data and initial weights, decides a run."""

@@ -15,6 +15,7 @@ from tombola.engines.masked import epoch_order, seed_noise
 from tombola.errors import InputError
 from tombola.recipe import Recipe
 from tombola.seeds import stream
+from tombola.tasks.acting import acts
 from tombola.tasks.task import Examples, Task
 from tombola.training.checkpoint import Progress
 from tombola.updates.base import Moment, all_finite
@@ -41,6 +42,11 @@ class Changes:
             asked = recipe.updates
             spread = {} if asked.allocation is None else {"allocation": asked.allocation}
             self._rule = make_rule(asked.rule, {**asked.settings, **spread})
+            if self._rule.asks_gradients and acts(train):
+                raise InputError(
+                    f"updates by {asked.rule} need the gradients of a batch before it is trained on, and where data "
+                    "come of acting there is none yet: take set, dsr, deep_r or gradual"
+                )
             frozen = [name for name, p in session.mask.parameters(session.model).items() if not p.requires_grad]
             if frozen:
                 raise InputError(

@@ -165,6 +165,9 @@ class _View(Protocol):
     @property
     def mask(self) -> Mask: ...
 
+    @property
+    def seen(self) -> Mapping[str, float]: ...
+
     def evaluate(self, data: Examples, state: Mapping[str, Tensor] | None = None) -> dict[str, float]: ...
 
     def state(self) -> dict[str, Tensor]: ...
@@ -287,6 +290,7 @@ class _Course:
         values = self.session.evaluate(self.training.splits.validation)
         row: dict[str, Any] = {"step": self.session.step, "train_loss": train_loss}
         row |= {f"validation_{name}": value for name, value in values.items()}
+        row |= {f"train_{name}": value for name, value in self.session.seen.items()}
         progress, loss = self.progress, values["loss"]
         progress.diverged = not math.isfinite(loss) or not math.isfinite(train_loss or 0.0)
         if self.changes is not None and self.changes.updates:

@@ -77,6 +77,8 @@ class Rule(Protocol):
     """Usual time between two updates, as a duration: ``"1ep"``, ``"100it"``."""
     until: ClassVar[float]
     """Usual end of the updates, as a share of the training."""
+    asks_gradients: ClassVar[bool]
+    """Whether an update may ask for dense gradients."""
 
     def update(self, moment: Moment) -> Change:
         """The mask after this moment, and what changes with it."""

@@ -57,6 +57,7 @@ class DeepR:
     allocation: ClassVar[str] = "erk"
     every: ClassVar[str] = "1it"
     until: ClassVar[float] = 1.0
+    asks_gradients: ClassVar[bool] = False
 
     l1: float = 1e-5
     temperature: float = 2.5e-11

@@ -60,6 +60,7 @@ class DSR:
     allocation: ClassVar[str] = "uniform"
     every: ClassVar[str] = "100it"
     until: ClassVar[float] = 0.8
+    asks_gradients: ClassVar[bool] = False
 
     fraction: float = 0.1
     threshold: float = 1e-3

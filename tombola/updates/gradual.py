@@ -40,6 +40,7 @@ class Gradual:
     description: ClassVar[str] = "prune the smallest weights of a dense net little by little while it trains"
     every: ClassVar[str] = "100it"
     until: ClassVar[float] = 0.75
+    asks_gradients: ClassVar[bool] = False
 
     density: float
     first: float = 0.0

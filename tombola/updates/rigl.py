@@ -36,6 +36,7 @@ class RigL:
     allocation: ClassVar[str] = "erk"
     every: ClassVar[str] = "100it"
     until: ClassVar[float] = 0.75
+    asks_gradients: ClassVar[bool] = True
 
     fraction: float = 0.3
 

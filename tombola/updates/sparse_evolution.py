@@ -49,6 +49,7 @@ class SparseEvolution:
     allocation: ClassVar[str] = "erk"
     every: ClassVar[str] = "1ep"
     until: ClassVar[float] = 1.0
+    asks_gradients: ClassVar[bool] = False
 
     fraction: float = 0.3
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import nn
 from tombola.audits.controls.base import Asked, Control, Subject, lab_of
 from tombola.errors import InputError
 from tombola.lab import Run
-from tombola.mask import prunable
 from tombola.seeds import global_stream
 
 
@@ -32,7 +31,7 @@ def small_dense(subject: Subject, draw: int) -> Run:
 
     def count(factor: float) -> int:
         with global_stream(seed, "control", "small_dense"):
-            return weights(make(factor))
+            return weights(lab.task.prunable(make(factor)))
 
     factor = nearest(count, _kept(subject))
     splits = lab.splits(seed)
@@ -41,9 +40,9 @@ def small_dense(subject: Subject, draw: int) -> Run:
     return small.train(seed, arm=f"small_dense of {count(factor):,} weights", draw=draw)
 
 
-def weights(model: nn.Module) -> int:
-    """How many weights of a net a mask may cover."""
-    return sum(p.numel() for p in prunable(model).values())
+def weights(covered: Mapping[str, nn.Parameter]) -> int:
+    """How many weights these parameters have."""
+    return sum(p.numel() for p in covered.values())
 
 
 def nearest(count: Callable[[float], int], wanted: int) -> float:
@@ -61,7 +60,7 @@ def nearest(count: Callable[[float], int], wanted: int) -> float:
 
 def _kept(subject: Subject) -> int:
     run, mask = subject.round.run, subject.round.mask
-    known = prunable(run.lab.task.build(run.seed))
+    known = run.lab.task.prunable(run.lab.task.build(run.seed))
     return sum(int(mask[name].sum()) if name in mask else p.numel() for name, p in known.items())
 
 

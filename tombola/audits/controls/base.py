@@ -8,7 +8,7 @@ from typing import Literal
 
 from tombola.errors import InputError
 from tombola.lab import Lab, Run
-from tombola.mask import Mask, prunable
+from tombola.mask import Mask
 from tombola.methods import Method, Round, Search
 from tombola.methods.given import Given
 from tombola.recipe import DrawRecipe
@@ -18,6 +18,7 @@ Changed = Literal[
     "positions",
     "layer densities",
     "values",
+    "positions and values",
     "signs",
     "magnitudes",
     "scores",
@@ -46,7 +47,8 @@ class Subject:
 
     def weights(self) -> list[str]:
         """The layers whose weights the mask covers: all that it covers, but scales and shifts of channels."""
-        known = prunable(self.round.run.lab.task.build(self.round.run.seed))
+        task = self.round.run.lab.task
+        known = task.prunable(task.build(self.round.run.seed))
         return [name for name in self.round.mask if name in known]
 
 

@@ -10,7 +10,7 @@ from tombola.audits.controls.base import Control, Subject, own_stream, trained
 from tombola.early_bird import scales
 from tombola.engines.slimming import slim_mask
 from tombola.lab import Run
-from tombola.mask import Mask, prunable
+from tombola.mask import Mask
 from tombola.pruning import prune
 from tombola.seeds import stream
 
@@ -32,7 +32,7 @@ def _channels_shuffled(subject: Subject, random: torch.Generator) -> Mask | None
     """The mask of a net with as many channels of each batch normalisation, but others; None where it has weights."""
     mask, lab, seed = subject.round.mask, subject.round.run.lab, subject.round.run.seed
     model = lab.task.build(seed)
-    if mask.keys() <= prunable(model).keys():
+    if mask.keys() <= lab.task.prunable(model).keys():
         return None
     channels = Mask({name: mask[name] for name in scales(model)})
     slim = slim_mask(model, channels.shuffled(random), lab.example(seed))

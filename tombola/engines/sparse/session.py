@@ -82,6 +82,8 @@ class SparseSession:
             self._current = True
         return self._model
 
+    seen: Mapping[str, float] = {}
+
     def stretch(self, steps: int) -> float:
         """Train for ``steps`` steps, those of one epoch in one piece; the mean training loss over their examples."""
         total, seen, left = 0.0, 0, steps
@@ -247,7 +249,7 @@ def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, reci
         raise UnsupportedError(f"sparse kernels compute in float32, but the recipe's precision is {recipe.precision!r}")
     if task.loss is not cross_entropy:
         raise UnsupportedError("the loss isn't tombola.tasks.cross_entropy")
-    if task.metrics is not accuracy:
+    if task.metrics is not accuracy or task.conclude is not None:
         raise UnsupportedError("the metrics aren't tombola.tasks.accuracy")
     if torch.device(recipe.device).type != "cpu":
         raise UnsupportedError(f"the device is {recipe.device!r}, and sparse kernels run on the CPU")
