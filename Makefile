@@ -23,7 +23,7 @@ check: .venv/dev.stamp
 
 bench: .venv/run.stamp
 	for part in masked_step guard loop startup machine sparse_step convolution inference sparse_networks ladder \
-		first_touch two_seeds at_init; do $(BIN)/python benchmarks/$$part.py || exit 1; done
+		first_touch two_seeds at_init report_page; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 clean:
 	rm -rf .venv runs tombola-out build dist *.egg-info

@@ -42,8 +42,9 @@ _FILES = ("audit.json", "arms.csv", "runs.csv", "audit.svg", "audit.png", "audit
     *("--control", "controls"),
     section=ARMS,
     multiple=True,
-    metavar="TEXT",
-    help="control beside the ticket (repeatable)  [default: all that its method can have at little cost]",
+    metavar="NAME",
+    help="control beside the ticket (repeatable; see tombola draw --list-methods)  [default: all that its method can "
+    "have at little cost]",
 )
 @option(
     "--control-draws", section=ARMS, default=3, type=click.IntRange(1, 100), help="random draws of each  [default: 3]"

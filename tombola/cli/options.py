@@ -18,6 +18,8 @@ from tombola.studies.seeds import seed_list
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+MANY = 6
+"""Choices beyond which a help text names none of them."""
 OF_METHODS = ("trains", "score_density")
 """Fields of a training's recipe that are the method's to fill in, where there is one."""
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", Duration: "DURATION"}
@@ -193,10 +195,10 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, section: str, d
 def _several(make: Callable[..., Any], flag: str, inner: Any) -> Any:
     """The option of a field with several values: a repeatable choice, or values with commas between."""
     if get_origin(inner) is Literal:
-        choice = click.Choice([str(value) for value in get_args(inner)])
-        return make(
-            flag.removesuffix("s"), parse=lambda values: list(dict.fromkeys(values)), type=choice, multiple=True
-        )
+        names = [str(value) for value in get_args(inner)]
+        shown = {"metavar": "NAME"} if len(names) > MANY else {}
+        own: dict[str, Any] = {"type": click.Choice(names), "multiple": True, **shown}
+        return make(flag.removesuffix("s"), parse=lambda values: list(dict.fromkeys(values)), **own)
     return make(flag, parse=_listed, metavar=f"{_METAVARS.get(_without_none(inner), 'VALUE')},...")
 
 
