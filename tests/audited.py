@@ -57,6 +57,13 @@ def judged(there: list[Row], **options: Any) -> Verdict:
     return judge(there, **(given | options))
 
 
+def document(verdict: Verdict, draws: Sequence[str], replicates: str = "seeds", **changes: Any) -> dict[str, Any]:
+    """What an audit says of itself, over the numbers from 0 on."""
+    about = {"task": "made-up", "replicates": replicates, replicates: list(range(len(draws))), "draws": list(draws)}
+    about |= {"ticket": None, "recipe": {"method": "given" if replicates == "orders" else "imp"}}
+    return {**about, "verdict": verdict.as_dict(), **changes}
+
+
 def of(verdict: Verdict, arm: str) -> ArmJudged:
     (found,) = (one for one in verdict.arms if one.arm == arm)
     return found

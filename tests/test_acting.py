@@ -66,8 +66,8 @@ class Games:
     def to(self, device: str) -> Games:
         return self
 
-    def play(self, seed: int, order: int, device: str) -> Bandit:
-        return Bandit(32, order)
+    def play(self, seed: int, recipe: tb.Recipe) -> Bandit:
+        return Bandit(recipe.batch, recipe.order)
 
 
 def policy_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def test_it_prints_the_verdict_the_arms_and_the_files(drawn: Drawn) -> None:
     table = lines[lines.index("") + 1 : -1]
     assert [line.split()[0] for line in table] == ["arm", "ticket", "dense", "reinit", "shuffled"]
     assert lines[-1].startswith(f"Written: {drawn.out / 'audit.json'}, ")
+    assert lines[-1].endswith(f"; in the store: audit {document_of(drawn)['id'][:12]}")
     files = {path.name for path in drawn.out.iterdir()}
     assert files == {"audit.json", "arms.csv", "runs.csv", "audit.svg", "audit.png", "audit.pdf", "audit.html"}
 
@@ -66,12 +68,37 @@ def test_what_the_draw_has_trained_is_not_trained_again(drawn: Drawn) -> None:
 def test_json_is_one_document_as_in_the_file(drawn: Drawn) -> None:
     found = drawn.call(drawn.ticket, *ASKED, "--json", "--no-figures").json
     assert [Path(name).name for name in found.pop("files")] == ["audit.json", "arms.csv", "runs.csv"]
-    assert found == json.loads((drawn.out / "audit.json").read_text(encoding="utf-8"))
+    assert found == document_of(drawn)
     assert (found["task"], found["replicates"], found["seeds"]) == ("digits-mlp", "seeds", [0, 1])
     assert found["ticket"] == tb.load(drawn.ticket).digest
     assert [one["arm"] for one in found["verdict"]["arms"]] == ["dense", "reinit", "shuffled"]
     assert found["recipe"]["control_draws"] == 2
     assert len(found["draws"]) == 2
+
+
+def document_of(drawn: Drawn) -> Any:
+    return json.loads((drawn.out / "audit.json").read_text(encoding="utf-8"))
+
+
+def test_it_is_listed_shown_and_reported_from_the_store(drawn: Drawn, tmp_path: Path) -> None:
+    own, where = document_of(drawn), ("--store", drawn.store)
+    (listed,) = (line for line in call("list", "audits", *where).out.splitlines() if line.startswith(own["id"][:12]))
+    cells = [f"ticket {own['ticket'][:8]}", "digits-mlp", "imp", "2", "64.3 %", "0-1", "can't tell", "can't tell"]
+    assert re.split(r"  +", listed)[1:9] == cells
+    (record,) = (one for one in call("list", "audits", *where, "--json").json if one["id"] == own["id"])
+    assert record["document"] == own
+    assert call("show", own["id"][:16], *where, "--json").json == record
+    shown = call("show", own["id"][:16], *where).out.splitlines()
+    assert shown[0].startswith(f"audit {own['id']}: carried out ")
+    printed = drawn.audit.out.splitlines()[:-1]
+    assert shown[1 : len(printed) + 1] == printed, "the words and the table of arms"
+    page = ("report", own["id"][:16], *where, "-o", tmp_path / "page.html")
+    assert call(*page, "--json").json["draws"] == own["draws"]
+    pages = (path.read_text(encoding="utf-8") for path in (tmp_path / "page.html", drawn.out / "audit.html"))
+    made, kept = (re.findall(r"<section.*</section>", page, re.DOTALL) for page in pages)
+    assert made == kept, "as from the folder"
+    assert "a page has one verdict" in call(*page[:2], drawn.out, *page[2:]).err
+    assert "is a verdict, not a ticket" in drawn.call(own["id"][:16]).err
 
 
 def test_a_draw_and_a_run_of_it_can_be_named(drawn: Drawn) -> None:

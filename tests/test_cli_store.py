@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from audited import DENSE, GOOD, WORSE, document, judged, rows
 from cli_tools import call
 
 import tombola as tb
 
-RUN, DRAW = "ab12" + "0" * 60, "cd34" + "0" * 60
+RUN, DRAW, AUDIT = "ab12" + "0" * 60, "cd34" + "0" * 60, "ef56" + "0" * 60
+UNREADABLE = "not readable by this version"
 ABOUT = {"task": {"name": "digits-mlp"}, "seed": 0, "arm": "dense", "density": 1.0}
 HOSTILE = "[red]x[/red]\x1b]0;owned\x07\x1b[2J\r\n\u202egpj"
 
@@ -59,6 +62,7 @@ def test_an_empty_store_is_no_error(tmp_path: Path) -> None:
         call("list", "--store", tmp_path).out == f"{tmp_path} holds no draws yet: tombola draw digits-mlp makes some\n"
     )
     assert "holds no runs yet" in call("list", "runs", "--store", tmp_path).out
+    assert "holds no audits yet: tombola audit makes some" in call("list", "audits", "--store", tmp_path).out
     assert call("list", "--store", tmp_path, "--json").json == []
     assert call("gc", "--store", tmp_path).out == "There is nothing to remove\n"
     missing = call("show", "abcd", "--store", tmp_path)
@@ -137,8 +141,15 @@ def test_records_of_another_make_are_listed_all_the_same(tmp_path: Path) -> None
         assert claim is not None
         with claim:
             claim.finish({"loss": float("nan"), "best": float("-inf")}, {})
-    for args in (["list"], ["list", "runs"], ["show", "cd34"], ["show", "ab12"]):
+        store.save_audit(AUDIT, {"verdict": {"accuracy": HOSTILE}})
+    for args in (["list"], ["list", "runs"], ["list", "audits"], ["show", "cd34"], ["show", "ab12"]):
         assert call(*args, "--store", tmp_path).status == 0
+    assert cells(call("list", "audits", "--store", tmp_path).out.splitlines()[1])[:2] == [AUDIT[:12], UNREADABLE]
+    for verb in ("show", "report"):
+        found = call(verb, "ef56", "--store", tmp_path)
+        assert (found.status, found.out) == (2, "")
+        assert f"audit {AUDIT[:12]} is not the document of an audit by this version: audit the ticket" in found.err
+    assert call("show", "ef56", "--store", tmp_path, "--json").json["document"] == {"verdict": {"accuracy": HOSTILE}}
     assert call("show", "ab12", "--store", tmp_path, "--json").json["summary"] == {"loss": None, "best": None}
 
 
@@ -153,6 +164,20 @@ def test_a_draw_is_shown_with_table_and_sentence(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[1:4]] == ["round", "0", "*"]
     assert lines[5].startswith("At 80.0 % density (round 1) the ticket of digits-mlp reaches 90.0 % test accuracy")
     assert "    method: imp" in lines
+
+
+def test_a_hostile_audit_is_shown_inert(tmp_path: Path) -> None:
+    true = judged(rows({"dense": DENSE, "ticket": GOOD, "reinit": WORSE}))
+    arms = tuple(replace(one, arm=HOSTILE) if one.role == "control" else one for one in true.arms)
+    verdict = replace(true, metric=HOSTILE, words=(HOSTILE,), arms=arms)
+    with tb.Store(tmp_path) as store:
+        told = {"task": HOSTILE, "ticket": HOSTILE, "recipe": {"method": HOSTILE, HOSTILE: [HOSTILE]}}
+        store.save_audit(AUDIT, document(verdict, [HOSTILE], **told))
+    for args in (("list", "audits"), ("show", "ef56")):
+        found = call(*args, "--store", tmp_path)
+        assert found.status == 0
+        assert "[red]x[/red]" in found.out
+        assert not any(c in found.out for c in "\x1b\x07\r\u202e")
 
 
 @pytest.mark.parametrize("what", ["xyz!", "abc", "ab" * 40, "a" * 5000, "no such\x1b[2J"])

@@ -87,15 +87,42 @@ def test_layers_that_are_not_counted_are_named() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn, self.fc, self.idle = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2), nn.Linear(9, 9)
+            self.words, self.fc, self.idle = nn.Embedding(7, 3), nn.Linear(3, 2), nn.Linear(9, 9)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.rnn(x)[0])
+            return self.fc(self.words(x))
 
-    found = cost(Mixed(), example=torch.zeros(2, 5, 3))
-    assert found.uncounted == ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "idle.weight")
-    assert found.flops == 2 * 8 * 5
-    assert found.weights == 12 * 3 + 12 * 4 + 8 + 81
+    mask = Mask.full(Mixed(), embeddings=True)
+    found = cost(Mixed(), mask, example=torch.zeros(2, 5, dtype=torch.int64))
+    assert found.uncounted == ("words.weight", "idle.weight")
+    assert found.flops == 2 * 6 * 5
+    assert found.weights == 21 + 6 + 81
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_layers_use_each_weight_once_a_time_step(packed: bool) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+            self.cell = nn.GRUCell(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.cell(x[:, 1], self.cell(x[:, 0]))
+            lengths = torch.tensor([6, 4])
+            self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True) if packed else x)
+            return h
+
+    found = cost(Recurrent(), example=torch.zeros(2, 6, 3))
+    steps = 5 if packed else 6  # of packed sequences, those of 6 and of 4 steps, on the average
+    layers = {layer.name: layer.flops for layer in found.layers}
+    assert found.uncounted == ()
+    for ending in ("", "_reverse"):
+        assert layers[f"rnn.weight_ih_l0{ending}"] == 2 * 16 * 3 * steps
+        assert layers[f"rnn.weight_hh_l1{ending}"] == 2 * 16 * 4 * steps
+        assert layers[f"rnn.weight_ih_l1{ending}"] == 2 * 16 * 8 * steps
+    assert layers["cell.weight_ih"] == 2 * 15 * 3 * 2
+    assert layers["cell.weight_hh"] == 2 * 15 * 5 * 2
 
 
 def test_kept_work_weighs_layers_by_their_positions() -> None:

@@ -27,6 +27,7 @@ RECIPES: list[dict[str, Any]] = [
     {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
     {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.01},
     {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1, "lr_schedule": "cosine", "warmup": "2it"},
+    {"optimizer": "rmsprop", "lr": 0.01, "weight_decay": 0.01},
 ]
 
 

@@ -21,6 +21,7 @@ OPTIMIZERS = [
     {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
     {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.01},
     {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.5, 0.9)},
+    {"optimizer": "rmsprop", "lr": 0.01, "weight_decay": 0.01, "beta": 0.9, "eps": 1e-6},
 ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from random_nets import random_mask
 from sparse_nets import Kinks, sparse_net, sparse_task
 from torch import Tensor, nn
-from toy import same
+from toy import same, toy_task
 
 import tombola as tb
 from tombola.engines.base import Session
@@ -22,6 +22,8 @@ from tombola.engines.compact import CompactSession
 from tombola.engines.evaluation import evaluate
 from tombola.engines.masked import MaskedSession
 from tombola.engines.sparse.session import SparseSession
+from tombola.engines.tracing import UnsupportedError
+from tombola.lab import Lab
 from tombola.mask import Mask
 from tombola.tasks.task import Task, examples
 
@@ -315,3 +317,11 @@ def test_a_net_with_empty_layers_trains_what_is_left() -> None:
         assert sparse.stretch(3) == pytest.approx(masked.stretch(3), rel=1e-5)
         for name, value in masked.model.state_dict().items():
             torch.testing.assert_close(sparse.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimiser_without_kernels_is_named_and_runs_masked(store: tb.Store) -> None:
+    with pytest.raises(UnsupportedError, match="sgd, adam and adamw, but the optimizer is 'rmsprop'"):
+        session_on(plain_net, {"optimizer": "rmsprop"})
+    run = Lab(toy_task(recipe={"optimizer": "rmsprop", "steps": "2it"}), store).train(0)
+    assert run.summary["engine"] == "masked"
+    assert "the optimizer is 'rmsprop'" in run.summary["engine_reason"]

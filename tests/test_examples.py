@@ -57,3 +57,13 @@ def test_own_loop_sparse_trains_the_kept_weights_only(tmp_path: Path) -> None:
     assert numbers(lines["ticket"])[0] > 0.9
     zeros, pruned = numbers(lines["after training"])
     assert zeros == pruned == total - total // 10
+
+
+def test_transformers_trainer_fine_tunes_a_ticket_with_zeros_where_it_prunes(tmp_path: Path) -> None:
+    lines = printed("transformers_trainer.py", tmp_path)
+    total = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert numbers(lines["mask"]) == [total // 2, total]
+    assert numbers(lines["after training"]) == [total - total // 2] * 2
+    dense, ticket = numbers(lines["dense net"])[0], numbers(lines["ticket"])[0]
+    assert dense > 0.85
+    assert ticket > 0.85

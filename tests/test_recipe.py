@@ -136,7 +136,7 @@ def test_recipes_are_values() -> None:
         ({"momentum": 1.0, "optimizer": "sgd"}, "less than 1"),
         ({"betas": [0.9, math.nan]}, "less than 1"),
         ({"batch": 0}, "greater than 0"),
-        ({"optimizer": "lbfgs"}, "'sgd', 'adam' or 'adamw'"),
+        ({"optimizer": "lbfgs"}, "'sgd', 'adam', 'adamw' or 'rmsprop'"),
         ({"device": "tpu"}, "should match pattern"),
         ({"learning_rate": 0.1}, "Extra inputs are not permitted"),
     ],
@@ -165,7 +165,8 @@ def test_recipes_that_make_no_sense_are_refused(fields: dict[str, Any], message:
         ),
         ({"density": 1.0}, "less than 1"),
         ({"rate": 0.0}, "greater than 0"),
-        ({"margin": math.nan}, "less than 1"),
+        ({"margin": math.nan}, "finite number"),
+        ({"margin": -0.1}, "greater than or equal to 0"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"training": {"lr": -1}}, "greater than 0"),
         ({"controls": ["dense"]}, "'reinit', 'shuffled', .* or 'fine_tune'"),
@@ -236,6 +237,14 @@ def test_cosine_by_hand_and_as_torchs() -> None:
     assert rates(long, 30) == pytest.approx(torchs, rel=1e-9, abs=1e-12)
 
 
+def test_linear_by_hand_and_as_torchs() -> None:
+    recipe = Recipe(lr=2.0, lr_schedule="linear", steps=Duration(4))
+    assert rates(recipe, 6) == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
+    torchs = by_torch(torch.optim.lr_scheduler.LinearLR, 0.1, 30, start_factor=1.0, end_factor=0.0, total_iters=30)
+    long = Recipe(lr=0.1, lr_schedule="linear", steps=Duration(3, "ep"))
+    assert rates(long, 30) == pytest.approx(torchs, rel=1e-9, abs=1e-12)
+
+
 def test_warmup_rises_from_0_and_multiplies_the_schedule() -> None:
     assert rates(Recipe(lr=1.0, warmup=Duration(4)), 6) == [0, 0.25, 0.5, 0.75, 1, 1]
     steps = Recipe(lr=1.0, warmup=Duration(4), lr_schedule="steps", milestones=(Duration(2),), gamma=0.5)
@@ -244,7 +253,7 @@ def test_warmup_rises_from_0_and_multiplies_the_schedule() -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(["constant", "cosine"]), st.integers(1, 200), st.integers(0, 50), st.integers(0, 250))
+@given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(1, 200), st.integers(0, 50), st.integers(0, 250))
 def test_rates_lie_between_0_and_the_full_rate(schedule: Any, steps: int, warmup: int, step: int) -> None:
     recipe = Recipe(lr=0.5, lr_schedule=schedule, steps=Duration(steps), warmup=Duration(warmup))
     assert 0 <= recipe.lr_at(step, 10) <= 0.5

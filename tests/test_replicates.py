@@ -26,6 +26,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "warmup": "3it"},
     {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.01},
     {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.5, 0.9), "lr_schedule": "cosine"},
+    {"optimizer": "rmsprop", "lr": 0.01, "weight_decay": 0.01},
 ]
 
 

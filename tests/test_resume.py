@@ -72,7 +72,10 @@ def resumed(task: tb.Task, store: tb.Store) -> tuple[tb.Run, list[int]]:
     return Lab(task, store, watcher=watch, checkpoint_every=0.0).train(0), steps
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adamw"}])
+OPTIMIZERS = ({}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adamw"}, {"optimizer": "rmsprop"})
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS)
 def test_a_resume_goes_on_from_the_checkpoint(tmp_path: Path, options: Mapping[str, Any]) -> None:
     task = toy_task(recipe=options)
     with tb.Store(tmp_path / "a") as store, tb.Store(tmp_path / "b") as calm:

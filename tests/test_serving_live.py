@@ -82,6 +82,8 @@ def test_what_is_begun_appears_by_itself(visit: Any, runs: tb.Store) -> None:
         seen.page.locator("#under-way").get_by_text(an_id("now", "new")[:12]).wait_for()
     runs.save_draw(draw.id, draw.about, rows, "finished")
     row.get_by_text("finished").wait_for()
+    runs.save_audit(an_id("audit"), {})
+    seen.page.locator("#audits").get_by_role("link", name=an_id("audit")[:12]).wait_for()
     assert box.is_checked()
     assert seen.page.locator("#draws input:checked").count() == 1
     assert seen.page.evaluate("window.mine")

@@ -37,8 +37,9 @@ WEIGHTS = {
     "tiny-imagenet-resnet18": 11_261_632,
     "tiny-imagenet-vgg19": 20_121_280,
     "imagenet-resnet50": 25_502_912,
+    "places365-resnet50": 24_202_432,
 }
-CLASSES = {"cifar100": 100, "tiny": 200, "imagenet": 1000}
+CLASSES = {"cifar100": 100, "tiny": 200, "imagenet": 1000, "places365": 365}
 
 
 def test_every_task_has_its_net_and_can_be_drawn_from_as_it_stands() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tombola.tasks import TASKS, Task, get_task
     from tombola.tasks.data.arrays import Arrays
     from tombola.ticket import Ticket, load
+    from tombola.transferring import transfer
 
 _HOME = {
     "Arrays": "tombola.tasks.data.arrays",
@@ -70,6 +71,7 @@ _HOME = {
     "register": "tombola.criteria",
     "score": "tombola.criteria",
     "slimmed": "tombola.engines.slimming",
+    "transfer": "tombola.transferring",
 }
 
 __all__ = [
@@ -112,6 +114,7 @@ __all__ = [
     "register",
     "score",
     "slimmed",
+    "transfer",
 ]
 
 

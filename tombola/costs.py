@@ -15,6 +15,7 @@ from tombola.mask import Mask, prunable
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class LayerCost:
     """Weights that the mask keeps."""
     uses: int
     """How often a forward pass multiplies by each weight, per example: once for a linear layer on vectors, once a
-    position for convolutions. 0 for a layer that isn't counted: see ``Cost.uncounted``."""
+    position for convolutions and on sequences, once a time step for recurrent layers. 0 for a layer that isn't counted:
+    see ``Cost.uncounted``."""
 
     @property
     def weights(self) -> int:
@@ -68,10 +70,10 @@ class LayerCost:
 class Cost:
     """What a masked net costs, by weight tensor and in total.
 
-    Operations are those of linear layers and of convolutions, plain, grouped and transposed: two a multiply-add, per
-    example, without biases, activations and normalisation. Transposed convolutions count every product, those that
-    padding cuts off included, as plain ones count those with padding's zeros. Bytes are those of parameters; the ones
-    that no mask covers (biases, normalisation) count as float32 in every format.
+    Operations are those of linear layers, of recurrent layers and of convolutions, plain, grouped and transposed: two a
+    multiply-add, per example, without biases, activations, gates and normalisation. Transposed convolutions count every
+    product, those that padding cuts off included, as plain ones count those with padding's zeros. Bytes are those of
+    parameters; the ones that no mask covers (biases, normalisation) count as float32 in every format.
     """
 
     layers: tuple[LayerCost, ...]
@@ -79,8 +81,8 @@ class Cost:
     others: int
     """Parameters that can't be pruned."""
     uncounted: tuple[str, ...]
-    """Prunable weights whose operations are not counted: recurrent, attention and bilinear layers, and layers that the
-    forward pass doesn't call as modules."""
+    """Prunable weights whose operations are not counted: attention and bilinear layers, and layers that the forward
+    pass doesn't call as modules; and those that have none: embeddings, which are looked up."""
 
     @property
     def weights(self) -> int:
@@ -214,9 +216,18 @@ def _counting(model: nn.Module, uses: dict[int, int], batch: int) -> Iterator[No
         if id(weight) in uses and channels:
             uses[id(weight)] += values.numel() // (channels * batch)
 
+    def count_steps(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        # Every layer and direction takes each time step once. Packed sequences have those that are no padding.
+        first = output[0] if isinstance(output, tuple) else output
+        steps = first.data.numel() // first.data.shape[-1]
+        for name, weight in module.named_parameters(recurse=False):
+            if name.startswith("weight_") and id(weight) in uses:
+                uses[id(weight)] += steps // batch
+
     modes = [(module, module.training) for module in model.modules()]
     counted = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
     handles = [module.register_forward_hook(count) for module, _ in modes if isinstance(module, counted)]
+    handles += [module.register_forward_hook(count_steps) for module, _ in modes if isinstance(module, _RECURRENT)]
     model.eval()
     try:
         yield

@@ -58,7 +58,7 @@ class Draw:
     @property
     def id(self) -> str:
         """The draw's identity, 64 hexadecimal digits: its recipe, and the dense run that it starts from."""
-        return _identity(self.recipe, self.rounds[0].run.id)
+        return draw_id(self.recipe, self.rounds[0].run.id)
 
     def inside(self, round: Round) -> bool:
         """Whether a round is at most the margin below the dense net: on validation data, at the early-stop step."""
@@ -284,7 +284,8 @@ def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]
         record(found, "finished")
 
 
-def _identity(recipe: DrawRecipe, dense: str) -> str:
+def draw_id(recipe: DrawRecipe, dense: str) -> str:
+    """The identity of the draw by a recipe whose dense run has this one."""
     return hashlib.sha256(canonical_json({"recipe": recipe.identity(), "dense": dense}).encode()).hexdigest()
 
 
@@ -298,7 +299,7 @@ def stored_rows(recipe: DrawRecipe, lab: Lab) -> list[dict[str, Any]] | None:
 
     Nothing is trained or scored for it, so that the cost of scoring is what it was when it was done.
     """
-    known = lab.store.draw(_identity(recipe, lab.dense_id(recipe.seed)))
+    known = lab.store.draw(draw_id(recipe, lab.dense_id(recipe.seed)))
     if known is None or known.status != "finished":
         return None
     tickets = [row["round"] for row in known.rounds if row["arm"] == "ticket" and row["round"]]

@@ -11,13 +11,13 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError, TombolaError
 from tombola.pictures import Picture, picture
-from tombola.store import DrawRecord, RunRecord, Store, as_seen
+from tombola.store import AuditRecord, DrawRecord, RunRecord, Store, as_seen, judging
 
 if TYPE_CHECKING:
     from tombola.audits.verdict import Verdict
@@ -43,6 +43,8 @@ class Judgement:
     rows: tuple[Row, ...] = ()
     verdict: Verdict | None = None
     """All of it, where it is known."""
+    orders: tuple[str, ...] = ()
+    """Draws of one ticket that was judged as it is. What counts as their seed is the data order, as in the verdict."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Findings:
     """Rows of ``tombola diagnose gradients``, which the store doesn't keep."""
     made: float = 0.0
     """When this was read, in seconds since 1970."""
+    audits: tuple[str, ...] = ()
+    """Audits in the store that have judged these draws, where none of them is shown."""
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -129,7 +133,8 @@ def findings_of(
     for draw_id in dict.fromkeys(draw_ids):
         if (draw := store.draw(draw_id)) is None:
             raise InputError(f"the store has no draw {draw_id[:16]}: tombola list shows the draws it has")
-        draws.append(as_seen(draw, list(runs.values())))
+        seen = as_seen(draw, list(runs.values()))
+        draws.append(_by_order(seen) if judgement and draw_id in judgement.orders else seen)
     for run_id in run_ids:
         if run_id not in runs:
             raise InputError(f"the store has no run {run_id[:16]}: tombola list runs shows the runs it has")
@@ -139,7 +144,26 @@ def findings_of(
     searches += [reader.lone(runs[run_id]) for run_id in dict.fromkeys(run_ids)]
     if not searches:
         raise InputError("a report needs a draw or a run to show: tombola draw digits-mlp makes some")
-    return Findings(title or _title(searches), tuple(searches), judgement, tuple(gradients), time.time())
+    audits = () if judgement else tuple(one.id for one in _audits(store, draws))
+    name = title or ("Audit of " if judgement else "") + _title(searches)
+    return Findings(name, tuple(searches), judgement, tuple(gradients), time.time(), audits)
+
+
+def _audits(store: Store, draws: Sequence[DrawRecord]) -> list[AuditRecord]:
+    every = store.audits()
+    return judging(every, draws, store.draws()) if every else []
+
+
+def _by_order(draw: DrawRecord) -> DrawRecord:
+    """A draw that differs from others in its data order, which takes the place of its seed."""
+    recipe = draw.about.get("recipe")
+    training = recipe.get("training") if isinstance(recipe, Mapping) else None
+    order = training.get("order") if isinstance(training, Mapping) else None
+    if not (isinstance(recipe, Mapping) and isinstance(training, Mapping) and isinstance(order, int)):
+        return draw
+    common = {**recipe, "training": {name: value for name, value in training.items() if name != "order"}}
+    about = {**draw.about, "seed": order, "recipe": common}
+    return replace(draw, about=about, rounds=[{**row, "seed": order} for row in draw.rounds])
 
 
 def with_seeds(store: Store, draw: DrawRecord) -> list[DrawRecord]:

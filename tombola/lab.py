@@ -348,7 +348,7 @@ class Lab:
         """What decides a run, and the values that it starts from under its mask."""
         model = self.task.build(seed)
         start = {n: v.detach().clone() for n, v in model.state_dict().items()} if start is None else start
-        mask = Mask.full(model) if mask is None else mask
+        mask = Mask.full(model, embeddings=self.task.embeddings) if mask is None else mask
         start = dict(Ticket(mask, start, {}).values)
         about = {
             "task": self.task.identity(),

@@ -24,6 +24,7 @@ ControlName = Literal[
     "random_uniform",
     "random_erk",
     "random_smart_ratio",
+    "random_ticket",
     "inverted",
     "random_labels",
     "shuffled_pixels",
@@ -108,7 +109,7 @@ class Recipe(Identified):
 
     steps: Duration = Field(Duration(10_000), description="length of the training")
     batch: int = Field(60, gt=0, description="examples a step; the last batch of an epoch may be smaller")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimiser")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("adam", description="optimiser")
     lr: Positive = Field(1.2e-3, description="learning rate")
     momentum: Fraction = Field(0.0, description="momentum (sgd)")
     nesterov: bool = Field(False, description="Nesterov momentum (sgd)")
@@ -116,11 +117,14 @@ class Recipe(Identified):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="weight decay: added to the gradient (sgd, adam) or decoupled (adamw)",
+        description="weight decay: added to the gradient (sgd, adam, rmsprop) or decoupled (adamw)",
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of the moments (adam, adamw)")
-    eps: Positive = Field(1e-8, description="term added to the denominator (adam, adamw)")
-    lr_schedule: Literal["constant", "steps", "cosine"] = Field("constant", description="learning-rate schedule")
+    beta: Fraction = Field(0.99, description="decay of the moment (rmsprop)")
+    eps: Positive = Field(1e-8, description="term added to the denominator (adam, adamw, rmsprop)")
+    lr_schedule: Literal["constant", "steps", "cosine", "linear"] = Field(
+        "constant", description="learning-rate schedule"
+    )
     milestones: tuple[Duration, ...] = Field((), description="where the 'steps' schedule multiplies the rate by gamma")
     gamma: Positive = Field(0.1, description="factor of the 'steps' schedule")
     warmup: Duration = Field(Duration(0), description="linear rise of the learning rate from 0")
@@ -200,6 +204,8 @@ class Recipe(Identified):
             factor = self.gamma ** sum(step >= m.steps(steps_per_epoch) for m in self.milestones)
         elif self.lr_schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+        elif self.lr_schedule == "linear":
+            factor = 1 - min(step, total) / total
         warmup = self.warmup.steps(steps_per_epoch)
         return self.lr * factor * (min(1.0, step / warmup) if warmup else 1.0)
 
@@ -265,9 +271,14 @@ class DrawRecipe(Identified):
     strategy: Literal[1, 2] = Field(
         1, description="1: reset before each search round; 2: search rounds go on from trained values"
     )
-    margin: float = Field(0.005, ge=0, lt=1, description="how far below dense a ticket may fall on validation data")
+    margin: float = Field(
+        0.005,
+        ge=0,
+        allow_inf_nan=False,
+        description="how far below dense a ticket may fall on validation data, in the metric's unit",
+    )
     stop_at_margin: bool = Field(False, description="end the search at the first round that falls below the margin")
-    controls: tuple[ControlName, ...] = Field((), description="controls trained beside the tickets")
+    controls: tuple[ControlName, ...] = Field((), description="controls trained beside the tickets; see --list-methods")
     control_draws: int = Field(1, gt=0, le=100, description="random draws of each control that draws at random")
     control_rounds: tuple[int, ...] | None = Field(
         None, description="rounds that get controls; default: all but the dense"

@@ -8,6 +8,7 @@ controls share.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ from tombola.execution import carry_out
 from tombola.lab import Lab, Watcher
 from tombola.methods import get_method
 from tombola.recipe import DrawRecipe, checked
+from tombola.sealed import canonical_json
 from tombola.store import Store
-from tombola.tasks import TASKS, Task
+from tombola.tasks import Task, is_known
 from tombola.ticket import Ticket
 
 __all__ = [
@@ -60,10 +62,26 @@ class Audit:
     rows: tuple[dict[str, Any], ...]
     verdict: Verdict
 
+    @property
+    def id(self) -> str:
+        """The audit's identity, 64 hexadecimal digits: what was judged, beside what, on which seeds, and how strictly.
+
+        Draws tell all but the last: their identities are of recipe, seed, controls and data.
+        """
+        judged = self.verdict
+        about = {
+            "draws": sorted(draw.id for draw in self.draws),
+            "ticket": None if self.claim.ticket is None else self.claim.ticket.digest,
+            **{"round": judged.round, "metric": judged.metric, "at": judged.at, "alpha": judged.alpha},
+            **{"margin": judged.margin, "speed_margin": judged.speed_margin},
+        }
+        return hashlib.sha256(canonical_json({"audit": about}).encode()).hexdigest()
+
     def as_dict(self) -> dict[str, Any]:
         """The verdict, and what it rests on, as JSON has it."""
         recipe = self.draws[0].recipe.model_dump(mode="json")
         about: dict[str, Any] = {
+            "id": self.id,
             "task": self.claim.task.name,
             "replicates": self.replicates,
             self.replicates: sorted({row["seed"] for row in self.rows}),
@@ -127,8 +145,8 @@ def audit(
     :param at: judged at the early-stop step or at the end of training.
     :param as_it_is: judge the very mask and values over data orders, whatever the ticket says of its origin.
 
-    Every training is kept in ``store``. Raises ``InputError`` for what can't be judged, ``TicketError`` for a damaged
-    file.
+    Every training is kept in ``store``, and so is the verdict. Raises ``InputError`` for what can't be judged,
+    ``TicketError`` for a damaged file.
     """
     if not isinstance(store, (str, Path)):
         raise InputError(f"an audit opens its store itself, in each process: give its folder, not {store!r}")
@@ -160,7 +178,7 @@ class Runner:
 
     def __call__(self, recipes: Sequence[DrawRecipe]) -> list[Draw]:
         """The finished draws, with their controls."""
-        if TASKS.get(self.task.name) is self.task:
+        if is_known(self.task):
             where: dict[str, Any] = {"store": self.store, "data_root": self.data_root}
             return carry_out(recipes, **where, jobs=self.jobs, watcher=self.watcher)
         if self.jobs > 1:
@@ -175,7 +193,7 @@ class Runner:
 
 
 def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -> Audit:
-    """Train what is missing, and judge."""
+    """Train what is missing, judge, and keep the audit in the store; the same one again takes the place of the last."""
     recipe, round, notes = claim.recipe, claim.round, [claim.untold] if claim.untold else []
     as_it_is = how.as_it_is or recipe.method == "given"
     if claim.ticket is not None:  # one that doesn't fit is refused before anything is trained
@@ -216,16 +234,20 @@ def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -
         prunes=get_method(recipe.method).prunes,
     )
     verdict = replace(verdict, words=(*verdict.words, *tuned, *notes))
-    return Audit(claim, "orders" if as_it_is else "seeds", tuple(draws), tuple(rows), verdict)
+    found = Audit(claim, "orders" if as_it_is else "seeds", tuple(draws), tuple(rows), verdict)
+    with Store(run.store) as store:
+        store.save_audit(found.id, found.as_dict())
+    return found
 
 
 def controls_for(task: Task, recipe: DrawRecipe) -> tuple[str, ...]:
-    """The controls that a draw gets where none are named: all that can be, but costly searches."""
+    """The controls that a draw gets where none are named: all that change one thing, but costly searches."""
     method = get_method(recipe.method)
     if not method.trains_tickets(recipe.survivors):
         return ()
     free = method.prunes == "before"  # to search anew on other data then costs no training
-    wanted = [control for control in CONTROLS.values() if free or control.changes != "data of the scores"]
+    left_out = ("positions and values", *(() if free else ("data of the scores",)))
+    wanted = [control for control in CONTROLS.values() if control.changes not in left_out]
     return tuple(control.name for control in wanted if control.refusal(task, method, recipe) is None)
 
 

@@ -14,7 +14,7 @@ from tombola.diagnostics.origin import seed_of
 from tombola.errors import InputError
 from tombola.methods import METHODS, get_method
 from tombola.recipe import DrawRecipe
-from tombola.store import DrawRecord, RunRecord
+from tombola.store import AuditRecord, DrawRecord, RunRecord
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
 
@@ -70,12 +70,16 @@ def _told(origin: Mapping[str, Any], task: Task) -> tuple[DrawRecipe | None, str
     return found, ""
 
 
-def claim_of_record(record: DrawRecord | RunRecord, draws: Sequence[DrawRecord], round: int | None = None) -> Claim:
+def claim_of_record(
+    record: DrawRecord | RunRecord | AuditRecord, draws: Sequence[DrawRecord], round: int | None = None
+) -> Claim:
     """What a draw in the store claims by one of its rounds (default: the chosen one), or by the round of a run of its.
 
-    Raises ``InputError`` for a run that is no draw's ticket, for a draw that has no such round, or chose none, and for
-    one that was made with words of another version.
+    Raises ``InputError`` for an audit, for a run that is no draw's ticket, for a draw that has no such round, or chose
+    none, and for one that was made with words of another version.
     """
+    if isinstance(record, AuditRecord):
+        raise InputError(f"audit {record.id[:8]} is a verdict, not a ticket: name a file, a draw or a run of a draw")
     if isinstance(record, RunRecord):
         at = [(d, r) for d in draws for r in d.rounds if r["run"] == record.id and r["arm"] == "ticket" and r["round"]]
         if not at:

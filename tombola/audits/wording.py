@@ -22,6 +22,7 @@ ARMS = {
     "inverted": "the lowest scores kept instead of the highest",
     "random_labels": "a mask found with random labels",
     "shuffled_pixels": "a mask found on shuffled pixels",
+    "random_ticket": "a random mask with its layer densities and fresh initial values",
     "half_data": "a mask found with half of the data",
     "lr_rewind": "the same mask after learning-rate rewinding",
     "fine_tune": "the same mask after fine-tuning",
@@ -42,6 +43,8 @@ AS_GOOD = {
     "inverted": "its scores say nothing: keeping the lowest does as well",
     "random_labels": "its search makes no use of the labels: a mask found with random ones does as well",
     "shuffled_pixels": "its search makes no use of the images: a mask found on shuffled pixels does as well",
+    "random_ticket": "neither its mask nor its initial values matter beyond the layer densities: a random ticket with "
+    "the same ones does as well",
     "half_data": "its search makes do with half of the data",
 }
 BEFORE = {

@@ -21,7 +21,7 @@ from tombola.cli.options import (
     seeds_option,
     store_option,
 )
-from tombola.cli.places import check_writable, opened, writing
+from tombola.cli.places import check_writable, opened, plain, writing
 from tombola.errors import InputError
 from tombola.recipe import DrawRecipe
 
@@ -73,7 +73,7 @@ def command(what: str, **options: Any) -> None:
 
     TICKET is a file; ID names a draw or a run in the store by the beginning of its id. The draw is repeated on each
     seed beside its controls, each of which changes one thing (tombola draw --list-methods). A ticket that its recipe
-    doesn't draw again bit for bit is judged as it is. Every training is kept in the store.
+    doesn't draw again bit for bit is judged as it is. Every training and the verdict are kept in the store.
     """
     from tombola.auditing import SEEDS, How, Runner, carry_out_audit, numbers
     from tombola.cli.progress import Show
@@ -89,7 +89,7 @@ def command(what: str, **options: Any) -> None:
         at=options["at"],
         as_it_is=options["as_it_is"],
     )
-    out: Path = options["out"] or Path("tombola-out") / f"audit-{claim.task.name}"
+    out: Path = options["out"] or Path("tombola-out") / f"audit-{plain(claim.task.name)}"
     check_writable(out, _FILES)
     seeds = numbers(claim, options["seed_list"] or SEEDS)
     with Show(claim.task.metric) as show:
@@ -138,7 +138,8 @@ def _report(found: Audit, out: Path, options: dict[str, Any]) -> None:
         output.sentence(sentence)
     click.echo()
     output.table(arms_table(found.verdict))
-    click.echo(f"Written: {', '.join(output.inert(path) for path in files if path.suffix != '.svg')}")
+    written = ", ".join(output.inert(path) for path in files if path.suffix != ".svg")
+    click.echo(f"Written: {written}; in the store: audit {found.id[:12]}")
 
 
 def _page(out: Path, store: str) -> Path:

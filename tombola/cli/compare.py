@@ -26,7 +26,7 @@ from tombola.cli.options import (
     tracker_option,
     validated,
 )
-from tombola.cli.places import check_writable, writing
+from tombola.cli.places import check_writable, plain, writing
 from tombola.errors import InputError
 from tombola.recipe import DrawRecipe, Recipe
 
@@ -128,7 +128,7 @@ def command(task: str, **options: Any) -> None:
     densities = options["densities"] or list(STRAIGHT)
     cost_at = _cost_at(options["cost_at"], densities)
     recipes, refused = _recipes(known, densities, options)
-    out = options["out"] or Path("tombola-out") / f"{task}-compare"
+    out = options["out"] or Path("tombola-out") / f"{plain(known.name)}-compare"
     check_device(recipes[0].training)
     figures = [f"{name}.{kind}" for name in _FIGURES for kind in _KINDS] if options["figures"] else []
     check_writable(out, ("comparison.csv", "comparison.md", EVENTS, *figures))

@@ -22,6 +22,7 @@ _DATA = {
     "SVHN": (".", "train_32x32.mat"),
     "Tiny-ImageNet": (".", "tiny-imagenet-200.safetensors", "tiny-imagenet-200.zip", "tiny-imagenet-200/wnids.txt"),
     "ImageNet": ("imagenet", "train"),
+    "Places365": (".", "data_256_standard", "train_256_places365standard.tar"),
 }
 """By data set, its folder in the data root and what of it is looked for there: one of these, or one gzipped."""
 _NOT_DOWNLOADED = {"ImageNet"}

@@ -23,7 +23,7 @@ from tombola.cli.options import (
     store_option,
     tracker_option,
 )
-from tombola.cli.places import check_writable, writing
+from tombola.cli.places import check_writable, plain, writing
 from tombola.errors import InputError
 from tombola.recipe import DrawRecipe, Recipe
 
@@ -100,7 +100,7 @@ def command(task: str | None, **options: Any) -> None:
 
     name = recipes[0].task
     method = recipes[0].method
-    out = options["out"] or Path("tombola-out") / (name if method == "imp" else f"{name}-{method}")
+    out = options["out"] or Path("tombola-out") / (plain(name) + (f"-{method}" if method != "imp" else ""))
     check_device(recipes[0].training)  # a device that is not there is refused before anything else
     check_writable(out, (EVENTS, *_TABLES, *(_ticket_name(recipe) for recipe in recipes)))
     trackers = trackers_for(out, options["trackers"])
@@ -132,7 +132,7 @@ def _recipes(task: str | None, options: dict[str, Any]) -> list[DrawRecipe]:
     wanted = options["seed_list"] or [found.get("seed", 0)]
     try:
         known = get_task(task)
-        return [draw_recipe(known, {**chosen, "task": task, "seed": seed}) for seed in wanted]
+        return [draw_recipe(known, {**chosen, "task": known.name, "seed": seed}) for seed in wanted]
     except InputError as error:
         if path is None:
             raise
@@ -146,7 +146,7 @@ def _print_recipe(recipes: list[DrawRecipe], as_json: bool) -> None:
 
 
 def _ticket_name(recipe: DrawRecipe) -> str:
-    return f"{recipe.task}-seed{recipe.seed}.ticket"
+    return f"{plain(recipe.task)}-seed{recipe.seed}.ticket"
 
 
 def _other_round(ticket: Ticket, draw: Draw) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,29 +14,34 @@ from tombola.cli.places import opened
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tombola.store import DrawRecord, RunRecord
+    from tombola.store import AuditRecord, DrawRecord, RunRecord
 
 _DASH = "\N{EN DASH}"
 
 
 @click.command("list", cls=Verb)
-@click.argument("what", type=click.Choice(["draws", "runs"]), default="draws")
+@click.argument("what", type=click.Choice(["draws", "runs", "audits"]), default="draws")
 @store_option()
 @json_option()
 def command(what: str, store: str, as_json: bool) -> None:
-    """List the draws (default) or the runs of a store, the newest last."""
+    """List the draws (default), the runs or the audits of a store, the newest last."""
     from tombola.store import as_seen
 
     with opened(store) as found:
-        runs = found.runs()
-        draws = [as_seen(draw, runs) for draw in found.draws()]
-    records = draws if what == "draws" else runs
+        records: Sequence[Any]
+        if what == "audits":
+            records = found.audits()
+        else:
+            runs = found.runs()
+            records = runs if what == "runs" else [as_seen(draw, runs) for draw in found.draws()]
     if as_json:
-        output.document([asdict(record) for record in records])
+        output.document(records)
     elif not records:
-        click.echo(f"{output.inert(store)} holds no {what} yet: tombola draw digits-mlp makes some")
+        makes = "tombola audit" if what == "audits" else "tombola draw digits-mlp"
+        click.echo(f"{output.inert(store)} holds no {what} yet: {makes} makes some")
     else:
-        output.table(_draws(draws) if what == "draws" else _runs(runs))
+        tables: Mapping[str, Callable[[Sequence[Any]], Table]] = {"draws": _draws, "runs": _runs, "audits": _audits}
+        output.table(tables[what](records))
 
 
 def _draws(records: Sequence[DrawRecord]) -> Table:
@@ -68,6 +72,16 @@ def _runs(records: Sequence[RunRecord]) -> Table:
         kept = _percent(_at(run.about, "density"))
         rows.append([run.id[:12], *map(_cell, about), kept, run.status, minute(run.created)])
     return output.columns({name: "right" if name in right else "left" for name in header}, rows)
+
+
+def _audits(records: Sequence[AuditRecord]) -> Table:
+    from tombola.report.audited import in_a_line
+
+    lines = [in_a_line(audit) for audit in records]
+    right = ("round", "density")
+    return output.columns(
+        {name: "right" if name in right else "left" for name in lines[0]}, [list(line.values()) for line in lines]
+    )
 
 
 def _at(about: Any, *keys: str) -> Any:

@@ -18,11 +18,21 @@ _TRAINING = {
     "mnist-lenet300": 70.0,
     "fashion-lenet300": 70.0,
     "mnist-lenet5": 1_200.0,
+    **dict.fromkeys(("mnist-lenet300-quick", "fashion-lenet300-quick"), 10.0),
+    **dict.fromkeys(("cifar10a-lenet300-quick", "cifar10b-lenet300-quick"), 30.0),
+    **dict.fromkeys(("mnist-vgg11-quick", "fashion-vgg11-quick"), 65.0),
+    **dict.fromkeys(("cifar10a-vgg11-quick", "cifar10b-vgg11-quick"), 80.0),
     "cifar10-conv2": 3_800.0,
     "cifar10-conv4": 7_750.0,
     "cifar10-conv6": 14_400.0,
     "cifar10-vgg11-quick": 120.0,
     "cifar10-resnet20-quick": 150.0,
+    "wikitext2-lstm-small": 130.0,
+    "multi30k-transformer-small": 180.0,
+    "cartpole": 50.0,
+    "cartpole-ppo": 23.0,
+    "acrobot": 90.0,
+    "acrobot-ppo": 47.0,
 }
 _UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -30,6 +40,7 @@ _UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 def tasks(as_json: bool) -> None:
     """Print the tasks: name, network and data, recipe in short, rough time."""
     from tombola.tasks import TASKS, Task
+    from tombola.tasks.pretrained import FROM_A_CHECKPOINT
 
     def about(task: Task) -> dict[str, Any]:
         recipe = task.recipe
@@ -57,6 +68,8 @@ def tasks(as_json: bool) -> None:
     rows = [[t["name"], t["description"], t["in_short"], _roughly(t["rough_seconds"])] for t in found]
     output.table(output.columns(header, rows))
     output.sentence("Rough time: a whole draw on one core, every round at the speed of the dense net.")
+    families = ", ".join(f"{name}:CHECKPOINT" for name in FROM_A_CHECKPOINT)
+    output.sentence(f"From a pre-trained net, a folder of Transformers or a name on the Hugging Face hub: {families}.")
 
 
 def _roughly(seconds: float | None) -> str:

@@ -19,6 +19,7 @@ VERBS = {
     "train": "Train one net: dense, or a ticket from a file.",
     "audit": "Judge a ticket against its dense net and its controls.",
     "compare": "Compare methods at equal density and at equal cost.",
+    "transfer": "Carry tickets from task to task, beside controls.",
     "study": "Carry out whole studies: methods, densities, seeds, controls.",
     "diagnose": "Look into masks and nets: layers, collapse, cost, gradient flow.",
     "list": "List the draws and runs of a store.",
@@ -27,6 +28,7 @@ VERBS = {
     "serve": "Show a store as live pages in a browser.",
     "compress": "Write a ticket as a small file: shared values, Huffman codes.",
     "decompress": "Give a compressed ticket back, and evaluate its net.",
+    "translate": "Translate by beam search with a trained net, and give its BLEU.",
     "gc": "Remove what a store no longer needs.",
     "doctor": "Report what this machine can do and which data it has.",
 }

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import click
@@ -30,7 +31,7 @@ def inert(text: object, keep: str = "") -> str:
 
 
 def document(value: Any) -> None:
-    """Print one JSON document. JSON has no NaN and no infinities: they become null."""
+    """Print one JSON document, of a record its fields. JSON has no NaN and no infinities: they become null."""
     try:
         click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
     except RecursionError as error:
@@ -38,6 +39,8 @@ def document(value: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,11 @@ def opened(store: str) -> Store:
     if not is_there(store) and not Path(store).expanduser().is_file():
         raise InputError(f"there is no store at {store}; give its folder with --store, or make one with tombola draw")
     return Store(store)
+
+
+def plain(name: str) -> str:
+    """A task's name as part of a file's: a checkpoint's path in it is no path there."""
+    return re.sub(r"[^\w.@-]+", "-", name)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tombola.errors import InputError
 
 if TYPE_CHECKING:
     from tombola.findings import Findings, Judgement
-    from tombola.store import Store
+    from tombola.store import AuditRecord, Store
 
 GRADIENTS = "gradients.csv"
 
@@ -32,9 +32,9 @@ GRADIENTS = "gradients.csv"
 def command(what: tuple[str, ...], path: Path | None, store: str, as_json: bool) -> None:
     """Write a page of what was found: verdict, figures, masks, costs, recipe.
 
-    WHAT is a study by its name or file, a draw or a run by the first letters (4 or more) of its id, or a folder that
-    draw, compare, audit or study has written its tables to; by default the last draw of the store, with its other
-    seeds. A folder of diagnose gradients adds gradient flow. The page is one file that needs no network.
+    WHAT is a study by its name or file, a draw, an audit or a run by the first letters (4 or more) of its id, or a
+    folder that draw, compare, audit or study has written its tables to; by default the last draw of the store, with its
+    other seeds. A folder of diagnose gradients adds gradient flow. The page is one file that needs no network.
     """
     path = path or Path("tombola-report.html")
     check_writable(path.parent, [path.name])
@@ -74,7 +74,7 @@ def collect(store: Store, what: Sequence[str], judgement: Judgement | None = Non
     """The findings of what was named. Raises ``InputError`` for a name that fits nothing, or several things."""
     from tombola.findings import findings_of, with_seeds
     from tombola.report.audited import DOCUMENT
-    from tombola.store import DrawRecord
+    from tombola.store import AuditRecord, DrawRecord
 
     draws: list[str] = []
     runs: list[str] = []
@@ -82,13 +82,15 @@ def collect(store: Store, what: Sequence[str], judgement: Judgement | None = Non
     for word in what:
         if Path(word).is_dir():
             if (audit := Path(word) / DOCUMENT).exists():
-                own, judgement = _audited(audit, judgement)
-                draws += own
+                judgement = _audited(audit, judgement, draws)
             else:
                 draws += _of_folder(store, Path(word))
             gradients += _gradients(Path(word))
             continue
         record = _named(store, word)
+        if isinstance(record, AuditRecord):
+            judgement = _audited(record, judgement, draws)
+            continue
         (draws if isinstance(record, DrawRecord) else runs).append(record.id)
     if not draws and not runs:
         every = store.draws()
@@ -98,14 +100,16 @@ def collect(store: Store, what: Sequence[str], judgement: Judgement | None = Non
     return findings_of(store, draws, runs, judgement=judgement, gradients=gradients)
 
 
-def _audited(path: Path, before: Judgement | None) -> tuple[list[str], Judgement]:
-    from tombola.findings import Judgement
+def _audited(audit: Path | AuditRecord, before: Judgement | None, draws: list[str]) -> Judgement:
+    """The verdict of an audit, whose draws are added to those that are shown."""
     from tombola.report.audited import read_audit
 
     if before is not None:
-        raise InputError(f"a page has one verdict, but {path.parent} is the second audit: write a page of each")
-    draws, verdict = read_audit(path)
-    return draws, Judgement(verdict.words, verdict.decision, verdict=verdict)
+        name = audit.parent if isinstance(audit, Path) else audit.id[:12]
+        raise InputError(f"a page has one verdict, but {name} is the second audit: write a page of each")
+    told = read_audit(audit)
+    draws += told.draws
+    return told.judgement
 
 
 def write(findings: Findings, path: Path) -> int:
@@ -119,14 +123,14 @@ def write(findings: Findings, path: Path) -> int:
 
 
 def _named(store: Store, word: str) -> Any:
-    """The one draw or run whose id begins so."""
+    """The one draw, audit or run whose id begins so."""
     if not re.fullmatch("[0-9a-fA-F]{4,64}", word):
         raise InputError(f"there is no folder {word[:80]!r}, and an id is 4 to 64 hexadecimal digits")
     records = store.find(word)
     if len(records) != 1:
         several = ", ".join(record.id[:16] for record in records)
         number = f"{len(records)} have {word!r}: {several}" if records else f"none has {word!r}"
-        raise InputError(f"a report wants the beginning of one draw's or run's id, but {number}")
+        raise InputError(f"a report wants the beginning of one draw's, audit's or run's id, but {number}")
     return records[0]
 
 

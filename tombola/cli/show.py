@@ -1,9 +1,9 @@
-"""``tombola show``: a ticket file, a draw or a run, in full."""
+"""``tombola show``: a ticket file, a draw, an audit or a run, in full."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from tombola.cli.places import opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
-    from tombola.store import DrawRecord, RunRecord
+    from tombola.store import AuditRecord, DrawRecord, RunRecord
 
 _FATES = {
     "running": "by {owner}",
@@ -29,13 +29,13 @@ _FATES = {
 @store_option()
 @json_option()
 def command(what: str, store: str, as_json: bool) -> None:
-    """Show WHAT: a ticket file, or a draw or run by the first letters (4 or more) of its id."""
+    """Show WHAT: a ticket file, or a draw, audit or run by the first letters (4 or more) of its id."""
     if _is_file(what):
         _show_ticket(Path(what), as_json)
         return
     if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
         raise InputError(f"there is no ticket file {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
-    from tombola.store import DrawRecord, as_seen
+    from tombola.store import AuditRecord, DrawRecord, as_seen
 
     with opened(store) as found:
         runs = found.runs()
@@ -43,13 +43,16 @@ def command(what: str, store: str, as_json: bool) -> None:
     if len(records) != 1:
         several = ", ".join(f"{_kind(record)} {record.id[:16]}" for record in records)
         number = f"{len(records)} have {what!r}: {several}" if records else f"none has {what!r} in {store}"
-        raise InputError(f"show wants a ticket file, or the beginning of one draw's or run's id, but {number}")
+        raise InputError(f"show wants a ticket file, or the beginning of one draw's, audit's or run's id, but {number}")
+    (record,) = records
     if as_json:
-        output.document(asdict(records[0]))
-    elif isinstance(records[0], DrawRecord):
-        _show_draw(records[0])
+        output.document(record)
+    elif isinstance(record, AuditRecord):
+        _show_audit(record)
+    elif isinstance(record, DrawRecord):
+        _show_draw(record)
     else:
-        _show_run(records[0])
+        _show_run(record)
 
 
 def _is_file(what: str) -> bool:
@@ -60,10 +63,8 @@ def _is_file(what: str) -> bool:
         return False  # longer than a name can be
 
 
-def _kind(record: RunRecord | DrawRecord) -> str:
-    from tombola.store import RunRecord
-
-    return "run" if isinstance(record, RunRecord) else "draw"
+def _kind(record: RunRecord | DrawRecord | AuditRecord) -> str:
+    return type(record).__name__.removesuffix("Record").lower()
 
 
 def _show_ticket(path: Path, as_json: bool) -> None:
@@ -124,6 +125,21 @@ def _show_run(run: RunRecord) -> None:
     output.tree("about", run.about)
     output.tree("summary", run.summary)
     output.tree("blobs", run.blobs)
+
+
+def _show_audit(audit: AuditRecord) -> None:
+    from tombola.report.audited import arms_table, read_audit
+    from tombola.store import minute
+
+    told = read_audit(audit)
+    click.echo(f"{_kind(audit)} {audit.id}: carried out {minute(audit.created)}")
+    for words in told.verdict.words:
+        output.sentence(output.inert(words))
+    click.echo()
+    arms = tuple(replace(one, arm=output.inert(one.arm)) for one in told.verdict.arms)
+    output.table(arms_table(replace(told.verdict, metric=output.inert(told.verdict.metric), arms=arms)))
+    about = {"task": told.task, told.replicates: list(told.numbers), "ticket": told.ticket, "draws": list(told.draws)}
+    output.tree("about", {**about, "recipe": told.recipe})
 
 
 def _show_head(record: RunRecord | DrawRecord, **facts: str) -> None:

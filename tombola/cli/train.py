@@ -19,6 +19,7 @@ from tombola.cli.options import (
     store_option,
     tracker_option,
 )
+from tombola.cli.places import check_writable, plain, writing
 from tombola.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ RUNNING = "Running"
 @store_option(RUNNING)
 @data_root_option(RUNNING)
 @path_option(
+    "--out",
+    section=RUNNING,
+    metavar="FOLDER",
+    help="write the trained net there: model.safetensors or, where the net is one of Transformers, a checkpoint in "
+    "FOLDER/transformers  [default: it is kept in the store alone]",
+)
+@path_option(
     "--log",
     section=RUNNING,
     metavar="FILE",
@@ -80,21 +88,29 @@ def command(task: str, **options: Any) -> None:
         return
     recipe = whole.training
     check_device(recipe)
+    if options["out"] is not None:
+        check_writable(options["out"], ())
     start, mask, arm = None, None, "dense"
     if options["ticket"] is not None:
         ticket = Ticket.load(options["ticket"])
         ticket.model(known.model)  # a ticket of another net is refused here, with a clear message
         start, mask, arm = dict(ticket.values), ticket.mask, "ticket"
     trackers: list[Tracker] = [] if options["log"] is None else [JsonLines(options["log"])]
-    trackers += [get_tracker(tracker, Path("tombola-out") / task) for tracker in options["trackers"]]
+    trackers += [get_tracker(tracker, Path("tombola-out") / plain(known.name)) for tracker in options["trackers"]]
     with Show(known.metric) as show, Tracking(trackers, beside=show) as watcher, Store(options["store"]) as store:
         lab = Lab(known, store, recipe=recipe, data_root=options["data_root"], watcher=watcher)
         run = lab.train(options["seed"], start=start, mask=mask, arm=arm)
+        written = None
+        if options["out"] is not None:
+            with writing(options["out"]):
+                written = known.export(run.model(), options["out"], options["data_root"])
         if options["as_json"]:
             about = {"run": run.id, "status": run.record.status, "density": run.mask.density}
-            output.document({**about, **run.summary})
+            output.document({**about, **run.summary, **({} if written is None else {"net": str(written)})})
         else:
-            _report(run, f"{arm} net of {task}, seed {options['seed']}")
+            _report(run, f"{arm} net of {known.name}, seed {options['seed']}")
+            if written is not None:
+                click.echo(f"  net: {output.inert(written)}")
 
 
 def _report(run: Run, name: str) -> None:

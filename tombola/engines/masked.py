@@ -39,7 +39,7 @@ class MaskedSession:
         self.steps_per_epoch = recipe.steps_per_epoch(len(train))
         self.step = recipe.start.steps(self.steps_per_epoch)
         self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
-        self._play = train.play(seed, recipe.order, recipe.device) if acts(train) else None
+        self._play = train.play(seed, recipe) if acts(train) else None
         self._graph = self._new_graph()
 
     layers: Mapping[str, str] = {}
@@ -283,6 +283,10 @@ def optimizer_over(tensors: Iterable[Tensor], recipe: Recipe) -> torch.optim.Opt
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
             fused=fused,
+        )
+    if recipe.optimizer == "rmsprop":  # torch has it not fused
+        return torch.optim.RMSprop(
+            parameters, lr=lr, alpha=recipe.beta, eps=recipe.eps, weight_decay=recipe.weight_decay, capturable=on_cuda
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(

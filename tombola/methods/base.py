@@ -146,8 +146,8 @@ class Survivors:
     continue    those it was pruned with         the rest of it (You et al. 2020)
     =========== ================================ ==========================================================
 
-    A cosine schedule ends at a rate of 0, at which nothing would train: there it is a hundredth of the full rate, where
-    the usual schedule of two steps ends.
+    Cosine and linear schedules end at a rate of 0, at which nothing would train: there it is a hundredth of the full
+    rate, where the usual schedule of two steps ends.
     """
 
     kind: str = "reset"
@@ -184,7 +184,7 @@ def any_engine(recipe: Recipe) -> Literal["auto", "masked"]:
 
 def _last_rate(recipe: Recipe, per_epoch: int) -> float:
     last = recipe.lr_at(recipe.steps.steps(per_epoch) - 1, per_epoch)
-    return max(last, recipe.lr / 100) if recipe.lr_schedule == "cosine" else last
+    return max(last, recipe.lr / 100) if recipe.lr_schedule in ("cosine", "linear") else last
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ _CONTROLS = {
     "inverted": ("the mask of the lowest scores", "the masks of the lowest scores"),
     "random_labels": ("a mask found on random labels", "masks found on random labels"),
     "shuffled_pixels": ("a mask found on shuffled pixels", "masks found on shuffled pixels"),
+    "random_ticket": ("a random ticket with the same layer densities", "random tickets with the same layer densities"),
     "half_data": ("a mask found on half of the data", "masks found on half of the data"),
     "lr_rewind": ("the same mask after learning-rate rewinding", "the same masks after learning-rate rewinding"),
     "fine_tune": ("the same mask fine-tuned", "the same masks fine-tuned"),

@@ -38,6 +38,8 @@ def app(store: Store, folder: Path, hosts: Hosts) -> App:
         "/draws/{id}/page.html": lambda request: pages.draws([_id(request, _DRAW_ID)], saved=True),
         "/runs/{id}": lambda request: pages.run(_id(request, _RUN_ID)),
         "/runs/{id}/page.html": lambda request: pages.run(_id(request, _RUN_ID), saved=True),
+        "/audits/{id}": lambda request: pages.audit(_id(request, _RUN_ID)),
+        "/audits/{id}/page.html": lambda request: pages.audit(_id(request, _RUN_ID), saved=True),
         "/compare": lambda request: pages.draws(_chosen(request)),
         "/compare/page.html": lambda request: pages.draws(_chosen(request), saved=True),
     }

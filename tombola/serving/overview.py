@@ -1,4 +1,4 @@
-"""What a store holds, in lines of text: searches, runs under way, studies, runs by themselves."""
+"""What a store holds, in lines of text: searches, audits, runs under way, studies, runs by themselves."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def searches(seen: Seen) -> list[Line]:
     groups = sorted(seen.searches, key=lambda group: max(draw.updated for draw in group), reverse=True)
     differing = _differing(groups)
     return [_search(group, note) for group, note in zip(groups, differing, strict=True)]
+
+
+def audits(seen: Seen) -> list[Line]:
+    """A line for each audit, the last one carried out first."""
+    from tombola.report.audited import in_a_line
+
+    return [
+        Line(f"/audits/{audit.id}", in_a_line(audit), sorts={"when": audit.created}) for audit in reversed(seen.audits)
+    ]
 
 
 def under_way(seen: Seen) -> list[Line]:

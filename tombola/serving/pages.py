@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tombola.errors import InputError
+from tombola.errors import InputError, StoreError
 from tombola.serving.watching import Seen, Watch
 from tombola.store import DrawRecord, Store
 from tombola.version import __version__
@@ -20,7 +20,7 @@ from tombola.version import __version__
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from tombola.findings import Findings
+    from tombola.findings import Findings, Judgement
     from tombola.studies.begun import Begun
 
 KEPT_BYTES = 64_000_000
@@ -29,6 +29,7 @@ BUSY_SECONDS, IDLE_SECONDS = 1, 3
 """How often a page asks for news: while something is under way, and else."""
 
 _RUN = re.compile(r'(<th scope="row" data-saved="([0-9a-f]{64})">)([0-9a-f]{12})</th>')
+_AUDIT = re.compile(r'<span data-audit="([0-9a-f]{64})">([0-9a-f]{12})</span>')
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,56 @@ class Pages:
             raise InputError(f"the store has no run {run_id[:16]}")
         return self._findings(seen, [], [run_id], f"/runs/{run_id}/page.html", saved=saved)
 
+    def audit(self, audit_id: str, *, saved: bool = False) -> Page:
+        """One audit, with the draws that it rests on.
+
+        Raises ``InputError`` for one that the store doesn't have, ``StoreError`` for one that can't be read.
+        """
+        from tombola.report.audited import read_audit
+
+        seen = self.watch.look()
+        record = next((one for one in seen.audits if one.id == audit_id), None)
+        if record is None:
+            raise InputError(f"the store has no audit {audit_id[:16]}")
+        try:
+            told = read_audit(record)
+        except InputError as error:
+            raise StoreError(str(error)) from error
+        draws = {draw.id: draw for draw in seen.draws}
+        if gone := [name for name in told.draws if name not in draws]:
+            raise StoreError(f"audit {audit_id[:12]} rests on draw {gone[0][:16]}, which the store doesn't have")
+        own = [draws[name] for name in told.draws]
+        return self._findings(seen, own, [], f"/audits/{audit_id}/page.html", saved=saved, judgement=told.judgement)
+
     def _findings(
-        self, seen: Seen, draws: Sequence[DrawRecord], runs: Sequence[str], link: str, *, saved: bool
+        self,
+        seen: Seen,
+        draws: Sequence[DrawRecord],
+        runs: Sequence[str],
+        link: str,
+        *,
+        saved: bool,
+        judgement: Judgement | None = None,
     ) -> Page:
         key = (link, saved, seen.state(draws, runs))
-        return self._kept.get(key, lambda: self._made(draws, runs, link, saved=saved))
+        return self._kept.get(key, lambda: self._made(draws, runs, link, saved=saved, judgement=judgement))
 
-    def _made(self, draws: Sequence[DrawRecord], runs: Sequence[str], link: str, *, saved: bool) -> Page:
+    def _made(
+        self,
+        draws: Sequence[DrawRecord],
+        runs: Sequence[str],
+        link: str,
+        *,
+        saved: bool,
+        judgement: Judgement | None = None,
+    ) -> Page:
         from markupsafe import Markup
 
         from tombola.findings import findings_of
         from tombola.report.page.sections import sections, slug
         from tombola.report.page.whole import page
 
-        found = findings_of(self._store, [draw.id for draw in draws], runs)
+        found = findings_of(self._store, [draw.id for draw in draws], runs, judgement=judgement)
         if saved:
             html = page(found).encode()
             return Page(html, _digest(html), f"{slug(found.title)}.html")
@@ -109,6 +146,7 @@ class Pages:
 
         studies, more = overview.studies(self._store, begun)
         lines = {"searches": overview.searches(seen), "under_way": overview.under_way(seen), "studies": studies}
+        lines["audits"] = overview.audits(seen)
         busy = any(line.status == "running" for found in lines.values() for line in found)
         values = {**lines, "alone": overview.alone(seen), "unread": f"{unread} {more}".strip()}
         title = f"Store {Path(self._where).name or self._where}"
@@ -185,8 +223,9 @@ def _environment() -> Environment:
 
 
 def _linked(html: str) -> str:
-    """A section with its runs as links; names and texts can't look like that, as their quotes are escaped."""
-    return _RUN.sub(r'\1<a href="/runs/\2">\3</a></th>', html)
+    """A section with its runs and audits as links; names and texts can't look like that: their quotes are escaped."""
+    runs = _RUN.sub(r'\1<a href="/runs/\2">\3</a></th>', html)
+    return _AUDIT.sub(r'<a href="/audits/\1">\2</a>', runs)
 
 
 def _busy(found: Findings) -> bool:

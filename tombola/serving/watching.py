@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.errors import StoreError
-from tombola.store import DrawRecord, RunRecord, Store, as_seen
+from tombola.store import AuditRecord, DrawRecord, RunRecord, Store, as_seen
 from tombola.store.store import CATALOGUE
 
 ANEW_SECONDS = 10.0
@@ -24,6 +24,7 @@ class Seen:
 
     draws: Sequence[DrawRecord]
     runs: Mapping[str, RunRecord]
+    audits: Sequence[AuditRecord] = ()
 
     @cached_property
     def searches(self) -> list[list[DrawRecord]]:
@@ -48,7 +49,7 @@ class Seen:
         return [r for r in list(self.runs.values())[::-1] if r.finished is not None and r.id not in drawn]
 
     def state(self, draws: Sequence[DrawRecord], run_ids: Sequence[str] = ()) -> tuple[Any, ...]:
-        """What a page of these draws and runs depends on: it is equal as long as the page is."""
+        """What a page of these draws and runs depends on, with the audits of them: equal as long as the page is."""
         wanted = dict.fromkeys([*(str(row.get("run")) for draw in draws for row in draw.rounds), *run_ids])
         there = [self.runs[run_id] for run_id in wanted if run_id in self.runs]
         if any(draw.status == "running" for draw in draws):
@@ -56,6 +57,7 @@ class Seen:
         return (
             *((draw.id, draw.status, draw.updated) for draw in draws),
             *((run.id, run.status, run.owner, run.finished) for run in there),
+            *((audit.id, audit.created) for audit in self.audits),
         )
 
 
@@ -81,7 +83,8 @@ class Watch:
     def _read(self) -> Seen:
         try:
             runs = self.store.runs()
-            return Seen([as_seen(draw, runs) for draw in self.store.draws()], {run.id: run for run in runs})
+            draws = [as_seen(draw, runs) for draw in self.store.draws()]
+            return Seen(draws, {run.id: run for run in runs}, self.store.audits())
         except (ValueError, KeyError) as error:  # what should be JSON isn't, or a run is missing
             raise StoreError(f"the catalogue of the store {self.folder} is damaged: {error}") from error
 

@@ -1,11 +1,12 @@
 """The store of runs: every training by its recipe's hash, complete or absent, shared by all processes."""
 
 from tombola.store.claims import Checkpoint, Claim, ClaimLost
-from tombola.store.records import DrawRecord, RunRecord, as_seen, minute
+from tombola.store.records import AuditRecord, DrawRecord, RunRecord, as_seen, judging, minute
 from tombola.store.store import Store, is_there
 from tombola.store.sweep import GcReport
 
 __all__ = [
+    "AuditRecord",
     "Checkpoint",
     "Claim",
     "ClaimLost",
@@ -15,5 +16,6 @@ __all__ = [
     "Store",
     "as_seen",
     "is_there",
+    "judging",
     "minute",
 ]

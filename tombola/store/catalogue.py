@@ -1,4 +1,4 @@
-"""The catalogue: which runs and draws there are, in SQLite or, by URL, PostgreSQL.
+"""The catalogue: which runs, draws and audits there are, in SQLite or, by URL, PostgreSQL.
 
 Transactions that write hold one lock for the whole catalogue: SQLite's own, or a row of PostgreSQL. So what one of
 them has read stays true until it commits, and no statement below has to care about races.
@@ -73,6 +73,13 @@ draws = Table(
     Column("created", Float, nullable=False),
     Column("updated", Float, nullable=False),
 )
+audits = Table(
+    "tombola_audits",
+    _tables,
+    Column("id", String(64), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("created", Float, nullable=False),
+)
 
 # Held while a connection is open, and across a fork: a child that inherits an open SQLite connection inherits its
 # idea of the locks too.
@@ -143,6 +150,8 @@ class Catalogue:
             there = inspect(connection).get_table_names()
             if version.name in there:
                 self._check_version(connection)
+                if audits.name not in there:  # made by a version that didn't keep audits yet, and may use it again
+                    audits.create(connection)
             elif there and self._sqlite:
                 raise StoreError(f"{self.name} is a database, but not a Tombola catalogue; name another store")
             else:

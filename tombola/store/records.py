@@ -1,4 +1,4 @@
-"""What the store hands out: one record per run and per draw, read-only."""
+"""What the store hands out: one record per run, draw and audit, read-only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, select
 
 from tombola.errors import InputError
-from tombola.store.catalogue import draws, run_blobs, runs
+from tombola.store.catalogue import audits, draws, run_blobs, runs
 from tombola.store.owners import Owner
 
 FINISHED = ("finished", "diverged")  # the statuses of a run whose result is complete
@@ -51,6 +51,18 @@ class DrawRecord:
     updated: float
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """An audit as the store knows it, when it was last carried out in seconds since 1970.
+
+    ``document`` is what ``tombola audit --json`` prints, as it was saved, whatever that was; empty where it is damaged.
+    """
+
+    id: str
+    document: dict[str, Any]
+    created: float
+
+
 def minute(seconds: float) -> str:
     """A record's time in this machine's zone, to the minute."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
@@ -66,6 +78,29 @@ def as_seen(draw: DrawRecord, known: Sequence[RunRecord]) -> DrawRecord:
     ):
         return draw
     return replace(draw, status="interrupted")
+
+
+def judging(
+    found: Sequence[AuditRecord], judged: Sequence[DrawRecord], known: Sequence[DrawRecord]
+) -> list[AuditRecord]:
+    """The audits that have judged a ticket of some draws: those of which a draw has trained that very ticket.
+
+    ``known`` are all draws: an audit names its own, whose recipes have its controls. Two draws share a ticket's run
+    where they have found the same one.
+    """
+    wanted = {row.get("run") for draw in judged for row in _tickets(draw)}
+    there = []
+    for audit in found:
+        names, number = audit.document.get("draws"), _at(audit.document, "verdict", "round")
+        own = [draw for draw in known if isinstance(names, list) and draw.id in names]
+        if any(row.get("run") in wanted and row.get("round") == number for draw in own for row in _tickets(draw)):
+            there.append(audit)
+    return there
+
+
+def _tickets(draw: DrawRecord) -> list[dict[str, Any]]:
+    """The rows of a draw's tickets. The dense net, which other methods have too, is none."""
+    return [row for row in draw.rounds if row.get("arm") == "ticket" and row.get("round")]
 
 
 def _at(about: Any, *keys: str) -> Any:
@@ -93,6 +128,20 @@ def draw_records(connection: Connection, *conditions: ColumnElement[bool]) -> li
         DrawRecord(row.id, row.status, json.loads(row.about), json.loads(row.rounds), row.created, row.updated)
         for row in rows
     ]
+
+
+def audit_records(connection: Connection, *conditions: ColumnElement[bool]) -> list[AuditRecord]:
+    """The records of the audits that meet the conditions, the last one carried out last."""
+    rows = connection.execute(select(audits).where(*conditions).order_by(audits.c.created, audits.c.id))
+    return [AuditRecord(row.id, _document(row.document), row.created) for row in rows]
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _run_record(row: Row[Any], blobs: dict[str, str], now: float) -> RunRecord:
@@ -136,6 +185,13 @@ def check_draw_id(draw_id: str) -> str:
     if not isinstance(draw_id, str) or not _DRAW_ID.fullmatch(draw_id):
         raise InputError(f"a draw's id must be 8 to 64 lower-case hexadecimal digits, but got {draw_id!r}")
     return draw_id
+
+
+def check_audit_id(audit_id: str) -> str:
+    """The id back, or InputError."""
+    if not isinstance(audit_id, str) or not _RUN_ID.fullmatch(audit_id):
+        raise InputError(f"an audit's id must be 64 lower-case hexadecimal digits, but got {audit_id!r}")
+    return audit_id
 
 
 def check_names(names: Mapping[str, bytes]) -> None:

@@ -13,14 +13,17 @@ from sqlalchemy import URL, delete, insert, update
 
 from tombola.errors import InputError, StoreError, suggestion
 from tombola.store.blobs import Blobs
-from tombola.store.catalogue import Catalogue, draws, run_blobs, runs
+from tombola.store.catalogue import Catalogue, audits, draws, run_blobs, runs
 from tombola.store.claims import Claim, row_of, take
 from tombola.store.files import Files
 from tombola.store.records import (
     FINISHED,
+    AuditRecord,
     DrawRecord,
     RunRecord,
     as_json,
+    audit_records,
+    check_audit_id,
     check_draw_id,
     check_names,
     check_run_id,
@@ -39,7 +42,7 @@ def is_there(where: str) -> bool:
 
 
 class Store:
-    """Finished runs and draws, and the right to compute what is missing.
+    """Finished runs, draws and audits, and the right to compute what is missing.
 
     ``where`` is a folder, or an fsspec URL such as ``s3://bucket/runs`` for the blobs; then ``catalogue`` must be the
     URL of a database. By default that is a SQLite file in the folder. SQLite keeps its promises on a local disk; where
@@ -150,8 +153,29 @@ class Store:
         with self._catalogue.reading() as connection:
             return draw_records(connection)
 
-    def find(self, prefix: str) -> list[RunRecord | DrawRecord]:
-        """The runs and draws whose id begins so; at least 4 digits."""
+    def save_audit(self, audit_id: str, document: Mapping[str, Any]) -> None:
+        """Record an audit that is over, by what ``tombola audit --json`` prints; one of that id is replaced."""
+        check_audit_id(audit_id)
+        values = {"document": as_json("the document of an audit", document), "created": time.time()}
+        with self._catalogue.writing() as connection:
+            changed = connection.execute(update(audits).where(audits.c.id == audit_id).values(**values))
+            if changed.rowcount == 0:
+                connection.execute(insert(audits).values(id=audit_id, **values))
+
+    def audit(self, audit_id: str) -> AuditRecord | None:
+        """The audit, or None."""
+        check_audit_id(audit_id)
+        with self._catalogue.reading() as connection:
+            found = audit_records(connection, audits.c.id == audit_id)
+        return found[0] if found else None
+
+    def audits(self) -> list[AuditRecord]:
+        """All audits, the one carried out last in the end."""
+        with self._catalogue.reading() as connection:
+            return audit_records(connection)
+
+    def find(self, prefix: str) -> list[RunRecord | DrawRecord | AuditRecord]:
+        """The runs, draws and audits whose id begins so; at least 4 digits."""
         start = prefix.lower()
         if not _PREFIX.fullmatch(start):
             raise InputError(f"an id must be given by at least 4 of its hexadecimal digits, but got {prefix!r}")
@@ -159,13 +183,14 @@ class Store:
             return [
                 *run_records(connection, runs.c.id.startswith(start)),
                 *draw_records(connection, draws.c.id.startswith(start)),
+                *audit_records(connection, audits.c.id.startswith(start)),
             ]
 
     def put(self, data: bytes) -> str:
         """Keep some bytes and return their address (SHA-256).
 
-        Mention the address in what a run or a draw is about, in a summary or in rounds: garbage collection removes
-        what is mentioned nowhere, after its period of grace.
+        Mention the address in what a run or a draw is about, in a summary, in rounds or in an audit: garbage collection
+        removes what is mentioned nowhere, after its period of grace.
         """
         address = self._blobs.put(data)
         with self._catalogue.writing():
@@ -188,11 +213,12 @@ class Store:
     ) -> GcReport:
         """Remove what nothing refers to; safe while other processes work on the store.
 
-        Blobs that no run holds and no run or draw mentions, and temporary files of killed processes, when they are
-        older than ``grace_seconds`` (no less than the longest time between ``put`` and the record that mentions it).
-        Checkpoints of runs that are not in progress. Unfinished runs that nobody has worked on for
+        Blobs that no run holds and no run, draw or audit mentions, and temporary files of killed processes, when they
+        are older than ``grace_seconds`` (no less than the longest time between ``put`` and the record that mentions
+        it). Checkpoints of runs that are not in progress. Unfinished runs that nobody has worked on for
         ``abandoned_days``, with their checkpoints. ``keep_runs=False`` also forgets finished runs, past the grace,
-        whose id is mentioned neither by a draw nor by what a run in progress is about. ``dry_run`` only counts.
+        whose id is mentioned neither by a draw or an audit nor by what a run in progress is about. ``dry_run`` only
+        counts.
         """
         return sweep(
             self._catalogue,

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, delete, select
 
 from tombola.atomic import TEMPORARY
 from tombola.store.blobs import BLOBS
-from tombola.store.catalogue import Catalogue, draws, run_blobs, runs
+from tombola.store.catalogue import Catalogue, audits, draws, run_blobs, runs
 from tombola.store.claims import CHECKPOINTS
 from tombola.store.files import Files
 from tombola.store.records import FINISHED, owner_of
@@ -85,7 +85,7 @@ def _kind(name: str, wanted: _Wanted) -> str | None:
 
 
 def _wanted(connection: Connection, forgotten: Iterable[str]) -> _Wanted:
-    """Everything referred to, by a run's blobs or by a mention in the text of a run or a draw."""
+    """Everything referred to, by a run's blobs or by a mention in the text of a run, a draw or an audit."""
     gone = set(forgotten)
     blobs: set[str] = set()
     unfinished = set()
@@ -96,7 +96,7 @@ def _wanted(connection: Connection, forgotten: Iterable[str]) -> _Wanted:
                 unfinished.add(row.id)
     held = connection.execute(select(run_blobs.c.run, run_blobs.c.address))
     blobs.update(entry.address for entry in held if entry.run not in gone)
-    blobs.update(_mentions(connection, select(draws.c.about, draws.c.rounds)))
+    blobs.update(_of_draws_and_audits(connection))
     return _Wanted(frozenset(blobs), frozenset(unfinished))
 
 
@@ -112,11 +112,18 @@ def _has_owner(row: Row[tuple[object, ...]], now: float) -> bool:
 
 
 def _unused(connection: Connection, before: float) -> Iterator[str]:
-    """Runs finished before then that neither a draw nor a run in progress mentions."""
-    used = _mentions(connection, select(draws.c.about, draws.c.rounds))
+    """Runs finished before then that neither a draw, an audit nor a run in progress mentions."""
+    used = _of_draws_and_audits(connection)
     used |= _mentions(connection, select(runs.c.about).where(runs.c.status.not_in(FINISHED)))
     rows = connection.execute(select(runs.c.id).where(runs.c.status.in_(FINISHED), runs.c.finished < before))
     return (row.id for row in rows.all() if row.id not in used)
+
+
+def _of_draws_and_audits(connection: Connection) -> set[str]:
+    """What draws and audits mention."""
+    return _mentions(connection, select(draws.c.about, draws.c.rounds)) | _mentions(
+        connection, select(audits.c.document)
+    )
 
 
 def _mentions(connection: Connection, texts: Select[tuple[str, ...]] | Select[tuple[str]]) -> set[str]:

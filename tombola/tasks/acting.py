@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
+from tombola.recipe import Recipe
 from tombola.tasks.task import Examples
 
 
@@ -43,8 +44,12 @@ class Acting(Examples, Protocol):
     alone, of games played by a policy that knows nothing. Their number is that of an epoch.
     """
 
-    def play(self, seed: int, order: int, device: str) -> Play:
-        """Games for a training of a seed, from their beginning; another ``order`` has other ones of the same seed."""
+    def play(self, seed: int, recipe: Recipe) -> Play:
+        """Games for a training of a seed, from their beginning, on the recipe's device and in its batches.
+
+        Another ``order`` of the recipe has other games of the same seed. ``InputError`` for a recipe that it can't
+        play by.
+        """
         ...
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from tombola.durations import Duration
 from tombola.recipe import Recipe
 from tombola.tasks.data.cifar import load_cifar10, load_cifar100
+from tombola.tasks.data.places import load_places365
 from tombola.tasks.data.svhn import load_svhn
 from tombola.tasks.data.tiny_imagenet import load_tiny_imagenet
 from tombola.tasks.loading import augmented_splits, digits, imagenet_splits, splits_of
@@ -253,5 +254,16 @@ DEEP = (
         allocation="global",
         rounds=10,
         description="ResNet-50 on ImageNet, which you must put in place, the recipe of Goyal et al. (2017), batch 256",
+    ),
+    Task(
+        name="places365-resnet50",
+        model=lambda: imagenet_resnet(50, classes=365),
+        scaled=partial(imagenet_resnet, 50, classes=365),
+        load=splits_of(load_places365, 10_000),
+        input_shape=(3, 224, 224),
+        recipe=_sgd(90, (30, 60, 80), batch=256, warmup=Duration(5, "ep")),
+        allocation="global",
+        rounds=10,
+        description="ResNet-50 on Places365-Standard (some 25 GB to download), with the recipe of imagenet-resnet50",
     ),
 )

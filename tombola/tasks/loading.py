@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,34 +17,34 @@ from tombola.tasks.data.imagenet import load_imagenet
 from tombola.tasks.data.root import data_root
 from tombola.tasks.task import LoadSplits, Splits
 
-Load = Callable[..., tuple[Arrays, Arrays]]
+Load = Callable[..., tuple[Any, Any]]
 
 
-def splits_of(load: Load, validation: int) -> LoadSplits:
-    """Splits of a data set: its own test part, and a random validation part of its training part, by the seed."""
-
-    def splits(root: Path | None, seed: int, progress: Progress | None) -> Splits:
-        train, test = load(data_root(root), progress=progress)
-        kept, held_out = split(len(train), validation, seed)
-        return Splits(train.select(kept), train.select(held_out), test)
-
-    return splits
-
-
-def augmented_splits(load: Load, validation: int, *, flip: bool = True, examples: int | None = None) -> LoadSplits:
-    """As ``splits_of``, with the training images cropped after padding by 4 pixels, and flipped where asked for.
+def splits_of(load: Load, validation: int, *, examples: int | None = None) -> LoadSplits:
+    """Splits of a data set: its own test part, and a random validation part of its training part, by the seed.
 
     With ``examples`` only so many are trained on, drawn by the seed's stream ``subset``, or all where there are fewer.
     """
 
     def splits(root: Path | None, seed: int, progress: Progress | None) -> Splits:
-        plain = splits_of(load, validation)(root, seed, progress)
-        train = plain.train
-        assert isinstance(train, Arrays)
+        whole, test = load(data_root(root), progress=progress)
+        kept, held_out = split(len(whole), validation, seed)
+        train = whole.select(kept)
         if examples is not None and examples < len(train):
             order = torch.randperm(len(train), generator=stream(seed, "subset"))
             train = train.select(order[:examples].sort().values)
-        return Splits(Augmented(train, flip=flip), plain.validation, plain.test)
+        return Splits(train, whole.select(held_out), test)
+
+    return splits
+
+
+def augmented_splits(load: Load, validation: int, *, flip: bool = True, examples: int | None = None) -> LoadSplits:
+    """As ``splits_of``, with the training images cropped after padding by 4 pixels, and flipped where asked for."""
+
+    def splits(root: Path | None, seed: int, progress: Progress | None) -> Splits:
+        plain = splits_of(load, validation, examples=examples)(root, seed, progress)
+        assert isinstance(plain.train, Arrays)
+        return Splits(Augmented(plain.train, flip=flip), plain.validation, plain.test)
 
     return splits
 

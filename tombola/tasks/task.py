@@ -11,9 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from tombola.atomic import write_atomic
 from tombola.batches import moved, tensors
 from tombola.errors import InputError
 from tombola.mask import prunable
@@ -181,6 +183,30 @@ class Task:
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of a net of the task that a mask may cover, by name."""
         return prunable(model, embeddings=self.embeddings)
+
+    def export(self, net: nn.Module, folder: Path, root: Path | None = None) -> Path:
+        """Write a net of the task to a folder, for use elsewhere; the path of what was written.
+
+        Here ``model.safetensors``, the state_dict by name. Nets of a library are written in its own format, with what
+        else it needs to load them; ``root`` is the data root, which that may have to be made from.
+        """
+        values = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+        path = folder / "model.safetensors"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save_tensors(values))
+        return path
+
+    def carried_from(self, source: Task) -> Task | None:
+        """This task for tickets of ``source``, where nets of its kind have rules of their own for that.
+
+        None where the general ones hold (see ``tasks/adapting``). ``InputError`` for two that don't go together.
+        """
+        return None
+
+    def head(self) -> Callable[[str], bool] | None:
+        """Whether a name of a state is part of a head, which is not carried to another task, by ``carried_from``'s
+        rules; None where the general ones hold."""
+        return None
 
     def identity(self) -> dict[str, Any]:
         """What of the task itself, beside data and initial weights, decides a run."""

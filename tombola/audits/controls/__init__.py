@@ -4,14 +4,16 @@ That needs a net that was trained from its ticket's values, under its mask, as t
 has trained the very net that is its ticket (survivors ``keep``, and the shared values of Deep Compression) there is no
 training to repeat, and controls are refused: survivors ``reset`` train the mask that was found, and have them.
 
-Three of them are no such thing: ``lr_rewind`` and ``fine_tune`` are rivals, other ways to train the same mask, and
-``small_dense`` is another net. A new control is a ``Control`` in the tuple of its family's file.
+Four of them are no such thing: ``lr_rewind`` and ``fine_tune`` are rivals, other ways to train the same mask,
+``small_dense`` is another net, and ``random_ticket`` changes two things. A new control is a ``Control`` in the tuple of
+its family's file.
 """
 
 from __future__ import annotations
 
 from tombola.audits.controls.architecture import ARCHITECTURE
 from tombola.audits.controls.base import Control, Subject
+from tombola.audits.controls.both import BOTH
 from tombola.audits.controls.data import DATA
 from tombola.audits.controls.dense import DENSE_RATE, dense_rate
 from tombola.audits.controls.positions import POSITIONS
@@ -21,7 +23,7 @@ from tombola.audits.controls.values import VALUES
 from tombola.errors import InputError, suggestion
 
 CONTROLS: dict[str, Control] = {
-    control.name: control for control in (*VALUES, *POSITIONS, *SCORES, *DATA, *ARCHITECTURE, *RIVALS)
+    control.name: control for control in (*VALUES, *POSITIONS, *BOTH, *SCORES, *DATA, *ARCHITECTURE, *RIVALS)
 }
 
 

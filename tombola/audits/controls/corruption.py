@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tombola.errors import InputError
 from tombola.seeds import stream
+from tombola.tasks.acting import acts
 from tombola.tasks.data.arrays import Arrays
 from tombola.tasks.data.augment import Augmented
 from tombola.tasks.task import Examples, Splits, _Part, _Tensors
@@ -94,12 +95,18 @@ def corrupted(splits: Splits, name: str, seed: int, draw: int) -> Splits:
 
 def unfit(name: str, data: Examples) -> str | None:
     """Why data can't be spoilt so, as the rest of a sentence; None where they can."""
+    if acts(data):
+        return "spoils data that are there before the training, but these come of acting"
     batch = data.take(torch.zeros(1, dtype=torch.int64))
     parts = [part if isinstance(part, Tensor) else None for part in batch] if isinstance(batch, (tuple, list)) else []
     if name == "random_labels" and (len(parts) != 2 or None in parts):
         return "permutes labels, but batches of these data are no pairs (x, y) of tensors"
     if name == "shuffled_pixels" and not (parts and parts[0] is not None and parts[0].dim() >= 2):
         return "moves pixels, but batches of these data don't begin with a tensor of two dimensions or more"
+    if name == "shuffled_pixels" and parts[0] is not None and parts[0].dtype == torch.int64:
+        return "moves pixels, but batches of these data begin with whole numbers, as those of words are"
+    if name == "half_data" and hasattr(data, "vary") and not hasattr(data, "select"):
+        return "leaves out every other example, but these are read in an order of their own, as running text is"
     return None
 
 

@@ -24,7 +24,7 @@ from tombola.cli.options import (
     store_option,
     validated,
 )
-from tombola.cli.places import check_writable
+from tombola.cli.places import check_writable, plain
 from tombola.errors import InputError, TombolaError
 from tombola.recipe import DrawRecipe, Recipe
 
@@ -139,7 +139,7 @@ def recipes(task: Task, methods: Sequence[str], options: Mapping[str, Any]) -> l
 
 def folder_for(what: str, name: str, options: Mapping[str, Any]) -> Path:
     """The folder for results, which takes them: found out before the work."""
-    out: Path = options["out"] or Path("tombola-out") / f"diagnose-{what}-{name}"
+    out: Path = options["out"] or Path("tombola-out") / f"diagnose-{what}-{plain(name)}"
     kinds = _KINDS if options["figures"] else _KINDS[:1]
     check_writable(out, [f"{what}.{kind}" for kind in kinds])
     return out

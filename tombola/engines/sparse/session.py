@@ -243,6 +243,8 @@ def plan_program(model: nn.Module, mask: Mask, task: Task, train: Examples, reci
     """
     if recipe.trains != "weights":
         raise UnsupportedError(f"sparse kernels train weights, but the recipe trains {recipe.trains!r}")
+    if recipe.optimizer == "rmsprop":
+        raise UnsupportedError("sparse kernels have sgd, adam and adamw, but the optimizer is 'rmsprop'")
     if recipe.scale_l1:
         raise UnsupportedError("sparse kernels have no penalty on the scales of batch normalisation (scale_l1)")
     if recipe.precision != "float32":

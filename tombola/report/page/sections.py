@@ -80,7 +80,7 @@ def _sections(findings: Findings) -> list[Section]:
     verdict = {"judgement": findings.judgement, "seen": seen, "several": several, "said": said}
     judged = findings.judgement
     audit = tables.plain("audit", "What the audit read.", judged.rows) if judged else None
-    made = [Section("verdict", "Verdict", render("verdict.html.j2", audit=audit, **verdict))]
+    made = [Section("verdict", "Verdict", render("verdict.html.j2", audit=audit, audits=findings.audits, **verdict))]
     if judged and judged.verdict:
         made.append(_section(_audited(judged.verdict, findings.title), "audit"))
     made += [_compared(task, found, findings) for task, found in comparisons]

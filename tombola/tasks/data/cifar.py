@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from tombola.errors import DataError
+from tombola.seeds import stream
 from tombola.tasks.data.arrays import Arrays
 from tombola.tasks.data.download import Progress
 from tombola.tasks.data.sources import CIFAR10, CIFAR100, Source, obtain
 from tombola.tasks.data.unpacking import extract_tar
 
 _PIXELS = 3 * 32 * 32
+
+Half = Literal["a", "b"]
+HALVES: tuple[Half, ...] = ("a", "b")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,24 @@ def load_cifar10(root: Path, *, download: bool = True, progress: Progress | None
     torchvision's python version, are never read.
     """
     return _load(CIFAR10, _TEN, root, download, progress)
+
+
+def load_cifar10_half(
+    root: Path, *, half: Half, download: bool = True, progress: Progress | None = None
+) -> tuple[Arrays, Arrays]:
+    """One of two halves of CIFAR-10's training images, 25,000 of them, with the whole test part, as ``load_cifar10``.
+
+    The halves share no image, and each has as many of every class (of an odd number, ``a`` has one more). They are the
+    same ones always: each class is divided at random by a stream of its own, whatever the seed of a run.
+    """
+    train, test = load_cifar10(root, download=download, progress=progress)
+    chosen = []
+    for label in sorted(set(train.y.tolist())):
+        own = (train.y == label).nonzero().flatten()
+        own = own[torch.randperm(len(own), generator=stream(0, "cifar10", "halves", label))]
+        first = (len(own) + 1) // 2
+        chosen.append(own[:first] if half == "a" else own[first:])
+    return train.select(torch.cat(chosen).sort().values), test
 
 
 def load_cifar100(root: Path, *, download: bool = True, progress: Progress | None = None) -> tuple[Arrays, Arrays]:

@@ -79,7 +79,57 @@ TINY_IMAGENET = Source(
     files=(RemoteFile("tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de", 248_100_043),),
     hosts=("http://cs231n.stanford.edu",),
 )
-SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, SVHN, TINY_IMAGENET)}
+WIKITEXT2 = Source(
+    name="wikitext2",
+    title="WikiText-2 (word level)",
+    folder="",
+    files=(RemoteFile("wikitext-2-v1.zip", "md5:542ccefacc6c27f945fb54453812b3cd"),),
+    hosts=("https://wikitext.smerity.com", "https://s3.amazonaws.com/research.metamind.io/wikitext"),
+)
+MULTI30K = Source(
+    name="multi30k",
+    title="Multi30k (task 1, English and German)",
+    folder="multi30k",
+    files=(
+        RemoteFile("train.en.gz", "sha256:d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f", 568_929),
+        RemoteFile("train.de.gz", "sha256:726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6", 637_044),
+        RemoteFile("val.en.gz", "sha256:14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28", 21_650),
+        RemoteFile("val.de.gz", "sha256:f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a", 24_681),
+        RemoteFile(
+            "test_2016_flickr.en.gz", "sha256:611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9", 21_077
+        ),
+        RemoteFile(
+            "test_2016_flickr.de.gz", "sha256:9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8", 22_890
+        ),
+    ),
+    hosts=("https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw",),
+)
+SST2 = Source(
+    name="sst2",
+    title="SST-2 (whole sentences)",
+    folder="sst2",
+    files=(
+        RemoteFile("train.tsv", "sha256:ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920", 720_259),
+        RemoteFile("dev.tsv", "sha256:eddea6b39e601dd4e7a672b53cc40fdf6019fa80522f351206c24340ca5d9359", 92_057),
+        RemoteFile("test.tsv", "sha256:831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7", 188_749),
+    ),
+    hosts=("https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2",),
+)
+PLACES365 = Source(
+    name="places365",
+    title="Places365-Standard (256x256)",
+    folder="",
+    files=(
+        RemoteFile("filelist_places365-standard.tar", "md5:35a0585fee1fa656440f3ab298f8479c"),
+        RemoteFile("train_256_places365standard.tar", "md5:53ca1c756c3d1e7809517cc47c5561c5"),
+        RemoteFile("val_256.tar", "md5:e27b17d8d44f4af9a78502beb927f808"),
+    ),
+    hosts=("http://data.csail.mit.edu/places/places365",),
+)
+SOURCES = {
+    source.name: source
+    for source in (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, SVHN, TINY_IMAGENET, WIKITEXT2, MULTI30K, SST2, PLACES365)
+}
 
 
 def mirrors(name: str) -> list[str]:

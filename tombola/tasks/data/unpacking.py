@@ -7,7 +7,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tombola.errors import DataError
@@ -48,3 +48,46 @@ def _unpack(archive: Path, names: Sequence[str], target: Path, inside: str, limi
     lacking = [name for name in names if not (target / name).exists()]
     if lacking:
         raise DataError(f"{archive} must hold {inside}/{lacking[0]} as a regular file, but doesn't")
+
+
+def extract_members(archive: Path, members: Mapping[str, str], folder: Path, *, limit: int) -> None:
+    """Take files out of a plain tar archive: ``members`` maps their names in it to relative paths under ``folder``.
+
+    As ``extract_tar``: only regular members of exactly these names, each of at most ``limit`` bytes, under our own
+    names, whole or not at all. A ``folder`` that isn't there appears when all of them are in it.
+
+    Raises ``DataError`` where the archive is damaged, lacks a file or holds one that is too large.
+    """
+    there = folder.is_dir()
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder if there else folder.parent
+        ) as temporary:
+            whole = Path(temporary) / folder.name
+            _unpack_members(archive, members, whole, limit)
+            if not there:
+                os.replace(whole, folder)
+                return
+            for name in members.values():
+                os.replace(whole / name, folder / name)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{archive} can't be unpacked to {folder}: {error}; if it is damaged, delete it") from error
+
+
+def _unpack_members(archive: Path, members: Mapping[str, str], target: Path, limit: int) -> None:
+    left = dict(members)
+    with tarfile.open(archive, "r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # or the headers of a million files would be held
+            inside = member.name.removeprefix("./")
+            stream = tar.extractfile(member) if inside in left and member.isreg() else None
+            if stream is None:
+                continue
+            if member.size > limit:
+                raise DataError(f"{member.name} in {archive} must not exceed {limit:,} bytes, but does")
+            path = target / left.pop(inside)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with stream, path.open("wb") as out:
+                shutil.copyfileobj(stream, out)
+    if left:
+        raise DataError(f"{archive} must hold {next(iter(left))} as a regular file, but doesn't")

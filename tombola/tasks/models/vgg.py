@@ -19,8 +19,8 @@ _CONVOLUTIONS = {
 """By depth, the convolutions of each stage: Simonyan & Zisserman (2015), table 1, columns A, B, D, E."""
 
 
-def vgg(depth: int, factor: float = 1.0, *, width: int = 64, classes: int = 10) -> nn.Module:
-    """VGG-11, -13, -16 or -19 for colour images of 32x32 or more (Simonyan & Zisserman 2015, table 1).
+def vgg(depth: int, factor: float = 1.0, *, width: int = 64, classes: int = 10, colours: int = 3) -> nn.Module:
+    """VGG-11, -13, -16 or -19 for images of 16x16 or more (Simonyan & Zisserman 2015, table 1), colour or grey.
 
     Five stages of 3x3 convolutions with 1, 2, 4, 8 and 8 times ``width`` channels, each convolution followed by batch
     normalisation and ReLU; 2x2 max pooling between stages, the mean over the image after the last, and one linear
@@ -32,7 +32,7 @@ def vgg(depth: int, factor: float = 1.0, *, width: int = 64, classes: int = 10) 
     if depth not in _CONVOLUTIONS:
         raise InputError(f"the depth of a VGG must be 11, 13, 16 or 19, but got {depth!r}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    inputs, number = 3, 0
+    inputs, number = colours, 0
     for stage, (convolutions, multiple) in enumerate(zip(_CONVOLUTIONS[depth], (1, 2, 4, 8, 8), strict=True)):
         outputs = scaled(multiple * width, factor)
         for _ in range(convolutions):
