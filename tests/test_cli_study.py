@@ -284,7 +284,7 @@ def during(store: Path) -> Any:
     """The status of a study that another process carries out, when some of it is done."""
     for _ in range(1200):
         time.sleep(0.1)
-        if (store / "studies").exists():
+        if any((store / "studies").glob("*.json")):
             found = call("study", "status", "--store", store, "--json").json
             if any(one["state"] == "running" and one["runs_done"] for one in found["draws"]):
                 return found
@@ -297,7 +297,7 @@ def test_an_interrupt_ends_with_its_own_status(tmp_path: Path) -> None:
     victim = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
     for _ in range(1200):
         time.sleep(0.05)
-        if (store / "studies").exists():
+        if any((store / "studies").glob("*.json")):
             break
     victim.send_signal(signal.SIGINT)
     _, err = victim.communicate(timeout=300)

@@ -133,6 +133,10 @@ def _search(
     return found
 
 
+GOING_SECONDS = 10.0
+"""How long a process that has nothing more to do may take to end."""
+
+
 @dataclass(frozen=True)
 class _Piece:
     """What a process does at a time: a search's rounds, or with ``part`` a share of its controls."""
@@ -185,10 +189,14 @@ class _Pool:
                 self._listen()
         finally:
             for worker in self.workers:
-                worker.process.terminate()
+                if worker.piece is not None:
+                    worker.process.terminate()
+                worker.line.close()  # at which one that is idle goes by itself, and cleans up
             for worker in self.workers:
-                worker.process.join()
-                worker.line.close()
+                worker.process.join(GOING_SECONDS)
+                if worker.process.exitcode is None:
+                    worker.process.kill()
+                    worker.process.join()
         return self.failures
 
     def _hand_out(self) -> None:
