@@ -282,7 +282,7 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    args = ["draw", "digits-mlp", "--steps", "2500it", "--rounds", "1", "--no-figures"]
+    args = ["draw", "digits-mlp", "--steps", "2500it", "--rounds", "3", "--no-figures"]
     args += ["--store", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "tombola", *args], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
