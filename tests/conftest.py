@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture
+def data_root() -> Path:
+    """Where real data are, for tests marked ``data``."""
+    return Path(os.environ["TOMBOLA_DATA"])
+
+
+@pytest.fixture
 def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither environment nor user's files say where data are."""
     for name in ("TOMBOLA_DATA", "TOMBOLA_CONFIG", "TOMBOLA_MIRRORS"):
@@ -55,8 +62,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-long"):
-        return
     for item in items:
-        if "long" in item.keywords:
+        if "long" in item.keywords and not config.getoption("--run-long"):
             item.add_marker(pytest.mark.skip(reason="an experiment of minutes: pytest --run-long"))
+        if "data" in item.keywords and not os.environ.get("TOMBOLA_DATA"):
+            item.add_marker(pytest.mark.skip(reason="TOMBOLA_DATA doesn't name a data root"))

@@ -225,6 +225,19 @@ def test_parts_are_spoilt_each_in_itself_and_nothing_else_is_seen() -> None:
     assert torch.equal(found.train.take(torch.arange(200))[1], y[:200][torch.randperm(200, generator=random)])
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("shuffled_pixels", (torch.arange(12).view(4, 3), torch.arange(4)), "begin with whole numbers"),
+        ("shuffled_pixels", (torch.rand(4), torch.arange(4)), "don't begin with a tensor of two dimensions or more"),
+        ("half_data", Varied(*labelled(4, 1, 2, 2)), "read in an order of their own"),
+    ],
+)
+def test_data_that_cannot_be_spoilt_so_say_why(name: str, data: Any, why: str) -> None:
+    with pytest.raises(tb.InputError, match=f"'{name}' .*{why}"):
+        corrupted(Splits(examples(data), examples(data), None), name, 0, 0)
+
+
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_mask_of_spoilt_data_costs_no_training_before_training(store: tb.Store, name: str) -> None:
     seen: list[Event] = []

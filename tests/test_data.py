@@ -1,10 +1,8 @@
 """Labelled sets in memory, the embedded digits, and the real data sets where there are any."""
 
 import gzip
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +16,6 @@ from tombola.tasks.data.digits import load_digits
 from tombola.tasks.data.idx import load_fashion_mnist, load_mnist
 from tombola.tasks.data.svhn import load_svhn
 from tombola.tasks.data.tiny_imagenet import load_tiny_imagenet
-
-REAL_DATA = os.environ.get("TOMBOLA_DATA", "")
 
 
 @pytest.fixture(autouse=True)
@@ -195,19 +191,17 @@ def test_a_damaged_digits_file_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not REAL_DATA, reason="TOMBOLA_DATA doesn't name a data root")
 @pytest.mark.parametrize(
     ("load", "train_n"), [(load_mnist, 60_000), (load_fashion_mnist, 60_000), (load_cifar10, 50_000)]
 )
-def test_the_real_data_sets_have_their_counts_and_normalisation(load, train_n):
-    train, test = load(Path(REAL_DATA), download=False)
+def test_the_real_data_sets_have_their_counts_and_normalisation(load, train_n, data_root):
+    train, test = load(data_root, download=False)
     assert (len(train), len(test)) == (train_n, 10_000)
     assert torch.bincount(test.y).tolist() == [1000] * 10 or load is load_mnist
     assert_normalised(train)
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not REAL_DATA, reason="TOMBOLA_DATA doesn't name a data root")
 @pytest.mark.parametrize(
     ("load", "counts", "classes"),
     [
@@ -216,9 +210,9 @@ def test_the_real_data_sets_have_their_counts_and_normalisation(load, train_n):
         (load_tiny_imagenet, (100_000, 10_000), 200),
     ],
 )
-def test_the_larger_data_sets_too_where_they_are_there(load, counts, classes):
+def test_the_larger_data_sets_too_where_they_are_there(load, counts, classes, data_root):
     try:
-        train, test = load(Path(REAL_DATA), download=False)
+        train, test = load(data_root, download=False)
     except DataError as error:
         if "is not in the data root" not in str(error):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tombola.errors import DataError
 from tombola.tasks.data import sources
 from tombola.tasks.data.multi30k import load_multi30k
 
-REAL_DATA = os.environ.get("TOMBOLA_DATA", "")
 FILES = {
     "train.en": "Two dogs.\n A man, alone. \nA cat\N{LINE SEPARATOR}sat.\n",
     "train.de": "Zwei Hunde.\nEin Mann, allein.\nEine Katze sa\N{LATIN SMALL LETTER SHARP S}.",
@@ -87,8 +85,7 @@ def test_damage_is_named(tmp_path: Path, name: str, content: bytes, rule: str) -
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not REAL_DATA, reason="TOMBOLA_DATA doesn't name a data root")
-def test_the_real_sentences_are_as_many_as_is_known() -> None:
-    train, validation, test = load_multi30k(Path(REAL_DATA), download=False)
+def test_the_real_sentences_are_as_many_as_is_known(data_root: Path) -> None:
+    train, validation, test = load_multi30k(data_root, download=False)
     assert [len(part.source) for part in (train, validation, test)] == [29_000, 1_014, 1_000]
     assert train.source[0] == "Two young, White males are outside near many bushes."

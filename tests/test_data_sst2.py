@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -74,9 +73,7 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path: Path) -> N
 
 
 @pytest.mark.data
-def test_the_real_files_have_as_many_sentences_as_the_paper_says() -> None:
-    if "TOMBOLA_DATA" not in os.environ:
-        pytest.skip("TOMBOLA_DATA names no data root")
-    parts = load_sst2(Path(os.environ["TOMBOLA_DATA"]), download=False)
+def test_the_real_files_have_as_many_sentences_as_the_paper_says(data_root: Path) -> None:
+    parts = load_sst2(data_root, download=False)
     assert [len(part.labels) for part in parts] == [6920, 872, 1821]
     assert [sum(part.labels) for part in parts] == [3610, 444, 909]

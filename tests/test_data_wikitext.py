@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from tombola.errors import DataError
 from tombola.tasks.data import sources
 from tombola.tasks.data.wikitext import load_wikitext2
 
-REAL_DATA = os.environ.get("TOMBOLA_DATA", "")
 TEXTS = {
     "train": " \n = A title = \n\n The cat sat on the <unk> . \n",
     "valid": " The cat . \n",
@@ -117,9 +115,8 @@ def test_a_small_archive_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not REAL_DATA, reason="TOMBOLA_DATA doesn't name a data root")
-def test_the_real_text_has_its_known_numbers_of_tokens() -> None:
-    train, validation, test = load_wikitext2(Path(REAL_DATA), download=False)
+def test_the_real_text_has_its_known_numbers_of_tokens(data_root: Path) -> None:
+    train, validation, test = load_wikitext2(data_root, download=False)
     assert (len(train), len(validation), len(test)) == (2_088_628, 217_646, 245_569)
     assert len(set(train)) == 33_278
     assert set(validation) | set(test) <= set(train)

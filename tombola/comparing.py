@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tombola.asked import draw_recipe
-from tombola.draws import Draw, stored_rows
+from tombola.draws import Draw, stored_rows, tell_found
 from tombola.errors import InputError, TicketError
 from tombola.execution import carry_out
 from tombola.lab import Event, Lab, Watcher
@@ -147,9 +146,7 @@ def carry_out_each(
     error.
     """
     known = _whole(wanted, store, data_root)
-    if watcher is not None:
-        for row in itertools.chain.from_iterable(there.found for there in known if there is not None):
-            watcher(Event("found", row["arm"], row["seed"], row["density"], run=row["run"]))
+    tell_found((row for there in known if there is not None for row in there.found), watcher)
     missing = [recipe for recipe, rows in zip(wanted, known, strict=True) if rows is None]
     if jobs > 1 and missing:
         try:

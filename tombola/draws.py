@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,12 @@ from tombola.asked import allocation_of, controls_of, densities, draw_recipe
 from tombola.audits.controls import DENSE_RATE, Subject, dense_rate, get_control
 from tombola.criteria import register, score
 from tombola.errors import InputError, TombolaError
-from tombola.lab import Lab, Run, Watcher
+from tombola.lab import Event, Lab, Run, Watcher
 from tombola.mask import Mask
 from tombola.methods import Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors
 from tombola.recipe import DrawRecipe
-from tombola.sealed import canonical_json
+from tombola.sealed import json_hash
 from tombola.store import DrawRecord, Store
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
@@ -284,9 +283,17 @@ def controls(found: Draw, part: int = 0, parts: int = 1) -> Iterator[ControlRun]
         record(found, "finished")
 
 
+def tell_found(rows: Iterable[Mapping[str, Any]], watcher: Watcher | None) -> None:
+    """Tell a watcher of runs that the store has, by their rows."""
+    if watcher is None:
+        return
+    for row in rows:
+        watcher(Event("found", row["arm"], row["seed"], row["density"], run=row["run"]))
+
+
 def draw_id(recipe: DrawRecipe, dense: str) -> str:
     """The identity of the draw by a recipe whose dense run has this one."""
-    return hashlib.sha256(canonical_json({"recipe": recipe.identity(), "dense": dense}).encode()).hexdigest()
+    return json_hash({"recipe": recipe.identity(), "dense": dense})
 
 
 def _has_costs(record: DrawRecord) -> bool:

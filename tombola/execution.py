@@ -51,7 +51,7 @@ def carry_out(
     if together:
         return _draw_together(recipes, store, data_root, jobs, watcher)
     if jobs > 1:
-        failures = fill_store(recipes, store=store, data_root=data_root, jobs=jobs, follower=_Watched(watcher))
+        failures = fill_store(recipes, store=store, data_root=data_root, jobs=jobs, follower=Watched(watcher))
         if failures:
             raise next(iter(failures.values()))
         watcher = None  # what follows only reads the store
@@ -71,13 +71,14 @@ class Follower:
         """The draw is in the store, with its controls; or something of it failed."""
 
 
-class _Watched(Follower):
+class Watched(Follower):
     """Passes events on to a watcher."""
 
     def __init__(self, watcher: Watcher | None) -> None:
         self.watcher = watcher
 
     def event(self, index: int, event: Event) -> None:
+        """Tell the watcher, if there is one."""
         if self.watcher is not None:
             self.watcher(event)
 

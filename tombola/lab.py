@@ -7,7 +7,6 @@ and of the content it starts from: task, data, seed, starting values, mask.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -28,7 +27,7 @@ from tombola.engines.replicates import Place
 from tombola.errors import InputError, StoreError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
-from tombola.sealed import canonical_json, content_hash
+from tombola.sealed import content_hash, json_hash
 from tombola.store import Claim, ClaimLost, RunRecord, Store
 from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
@@ -326,7 +325,7 @@ class Lab:
         if first >= last:
             raise InputError(f"training must begin before its end, but begins at step {first} and ends at step {last}")
         about, start, mask = self._about(seed, start, mask, recipe)
-        run_id = _identity(about)
+        run_id = json_hash(about)
         about |= {"arm": arm, "draw": draw, "density": mask.density, "full_recipe": recipe.model_dump(mode="json")}
         steps = {d.steps(self.steps_per_epoch(seed, recipe)) for d in keep}
         event = Event("found", arm, seed, mask.density, run=run_id, about=about)
@@ -340,7 +339,7 @@ class Lab:
 
     def dense_id(self, seed: int) -> str:
         """The identity of a seed's dense net, whether it is trained or not."""
-        return _identity(self._about(seed, None, None, self.recipe)[0])
+        return json_hash(self._about(seed, None, None, self.recipe)[0])
 
     def _about(
         self, seed: int, start: State | None, mask: Mask | None, recipe: Recipe
@@ -403,7 +402,3 @@ class Lab:
 
 def _kept(step: int) -> str:
     return f"at-{step}"
-
-
-def _identity(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(about).encode()).hexdigest()

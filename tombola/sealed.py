@@ -94,6 +94,11 @@ def tensor_bytes(tensor: Tensor) -> Tensor:
     return _plain_tensor(tensor).reshape(-1).view(torch.uint8)
 
 
+def json_hash(value: Any) -> str:
+    """SHA-256 of a value as ``canonical_json`` writes it: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces and ASCII only; ``InputError`` where the value isn't JSON."""
     try:

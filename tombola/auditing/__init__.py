@@ -8,7 +8,6 @@ controls share.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from tombola.execution import carry_out
 from tombola.lab import Lab, Watcher
 from tombola.methods import get_method
 from tombola.recipe import DrawRecipe, checked
-from tombola.sealed import canonical_json
+from tombola.sealed import json_hash
 from tombola.store import Store
 from tombola.tasks import Task, is_known
 from tombola.ticket import Ticket
@@ -75,7 +74,7 @@ class Audit:
             **{"round": judged.round, "metric": judged.metric, "at": judged.at, "alpha": judged.alpha},
             **{"margin": judged.margin, "speed_margin": judged.speed_margin},
         }
-        return hashlib.sha256(canonical_json({"audit": about}).encode()).hexdigest()
+        return json_hash({"audit": about})
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict, and what it rests on, as JSON has it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from tombola.cli.options import (
     seeds_option,
     store_option,
 )
-from tombola.cli.places import check_writable, opened, plain, writing
+from tombola.cli.places import check_id, check_writable, opened, plain, writing
 from tombola.errors import InputError
 from tombola.recipe import DrawRecipe
 
@@ -110,8 +109,7 @@ def _claim(what: str, options: dict[str, Any]) -> Claim:
         return claim_of(Ticket.load(what), options["task"])
     if options["as_it_is"] or options["task"]:
         raise InputError(f"--as-it-is and --task are about the file of a ticket, but {what!r} isn't one")
-    if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
-        raise InputError(f"there is no ticket file {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+    check_id(what)
     with opened(options["store"]) as store:
         found, draws = store.find(what), store.draws()
     if len(found) != 1:

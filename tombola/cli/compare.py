@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ import click
 from tombola.cli import output
 from tombola.cli.options import (
     OF_METHODS,
-    Function,
     Verb,
     data_root_option,
+    densities_option,
     given,
     jobs_option,
     json_option,
@@ -24,7 +24,6 @@ from tombola.cli.options import (
     seeds_option,
     store_option,
     tracker_option,
-    validated,
 )
 from tombola.cli.places import check_writable, plain, writing
 from tombola.errors import InputError
@@ -51,19 +50,6 @@ def _methods(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...])
         raise click.BadParameter(str(error), ctx, param) from error
 
 
-def _densities(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return sorted(set(validated(DrawRecipe, "densities", text.split(","))), reverse=True)
-    except InputError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-def _densities_option(name: str, text: str) -> Callable[[Function], Function]:
-    return option(name, section=COMPARED, callback=_densities, metavar="NUMBER,...", help=text)
-
-
 @click.command("compare", cls=Verb)
 @click.argument("task")
 @option(
@@ -74,8 +60,8 @@ def _densities_option(name: str, text: str) -> Callable[[Function], Function]:
     metavar="TEXT,...",
     help="methods, or all (repeatable); see tombola draw --list-methods",
 )
-@_densities_option("--densities", "densities at which methods are compared  [default: 0.1,0.05,0.02,0.01]")
-@_densities_option("--channel-densities", "shares of channels that early_bird keeps  [default: the method's]")
+@densities_option("--densities", COMPARED, "densities at which methods are compared  [default: 0.1,0.05,0.02,0.01]")
+@densities_option("--channel-densities", COMPARED, "shares of channels that early_bird keeps  [default: the method's]")
 @seeds_option(COMPARED)
 @recipe_options(
     DrawRecipe,

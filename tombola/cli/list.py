@@ -45,7 +45,7 @@ def command(what: str, store: str, as_json: bool) -> None:
 
 
 def _draws(records: Sequence[DrawRecord]) -> Table:
-    from tombola.store import minute
+    from tombola.store import minute, value_at
 
     right = ("seed", "rounds", "kept")
     header = ("draw", "task", "method", "seed", "rounds", "kept", "at early stop", "status", "begun")
@@ -53,23 +53,23 @@ def _draws(records: Sequence[DrawRecord]) -> Table:
     for draw in records:
         tickets = [row for row in draw.rounds if row.get("arm") == "ticket"]
         chosen: Mapping[str, Any] = next((row for row in tickets if row.get("chosen")), {})
-        about = (_at(draw.about, "task"), _at(draw.about, "recipe", "method"), _at(draw.about, "seed"))
+        about = (value_at(draw.about, "task"), value_at(draw.about, "recipe", "method"), value_at(draw.about, "seed"))
         rounds = str(sum(row.get("round") != 0 for row in tickets))
-        value = _metric(chosen.get("stop_metric"), str(_at(draw.about, "metric")))
+        value = _metric(chosen.get("stop_metric"), str(value_at(draw.about, "metric")))
         found = (rounds, _percent(chosen.get("density")), value)
         rows.append([draw.id[:12], *map(_cell, about), *found, draw.status, minute(draw.created)])
     return output.columns({name: "right" if name in right else "left" for name in header}, rows)
 
 
 def _runs(records: Sequence[RunRecord]) -> Table:
-    from tombola.store import minute
+    from tombola.store import minute, value_at
 
     right = ("seed", "kept")
     header = ("run", "task", "arm", "seed", "kept", "status", "begun")
     rows = []
     for run in records:
-        about = (_at(run.about, "task", "name"), _at(run.about, "arm"), _at(run.about, "seed"))
-        kept = _percent(_at(run.about, "density"))
+        about = (value_at(run.about, "task", "name"), value_at(run.about, "arm"), value_at(run.about, "seed"))
+        kept = _percent(value_at(run.about, "density"))
         rows.append([run.id[:12], *map(_cell, about), kept, run.status, minute(run.created)])
     return output.columns({name: "right" if name in right else "left" for name in header}, rows)
 
@@ -82,13 +82,6 @@ def _audits(records: Sequence[AuditRecord]) -> Table:
     return output.columns(
         {name: "right" if name in right else "left" for name in lines[0]}, [list(line.values()) for line in lines]
     )
-
-
-def _at(about: Any, *keys: str) -> Any:
-    """What lies under some keys; None where a record has nothing there."""
-    for key in keys:
-        about = about.get(key) if isinstance(about, Mapping) else None
-    return about
 
 
 def _cell(value: Any) -> str:

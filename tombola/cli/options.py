@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from tombola.durations import Duration
 from tombola.errors import InputError
+from tombola.recipe import DrawRecipe
 from tombola.studies.seeds import seed_list
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -123,6 +124,11 @@ def seeds_option(section: str, default: str = "0") -> Callable[[Function], Funct
     )
 
 
+def densities_option(name: str, section: str, text: str) -> Callable[[Function], Function]:
+    """An option for densities, each once, the densest first; None unless given. ``text`` is its help."""
+    return option(name, section=section, callback=_densities, metavar="NUMBER,...", help=text)
+
+
 def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Function], Function]:
     """One decorator for several options, in this order."""
 
@@ -132,6 +138,13 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Function], Func
         return function
 
     return add
+
+
+def _densities(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    found: Any = _parsed(ctx, param, lambda: validated(DrawRecipe, "densities", text.split(",")))
+    return sorted(set(found), reverse=True)
 
 
 def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

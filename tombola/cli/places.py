@@ -25,6 +25,20 @@ def opened(store: str) -> Store:
     return Store(store)
 
 
+def is_ticket_file(what: str) -> bool:
+    """Whether a file is meant and not an id: by its name, or because there is one."""
+    try:
+        return Path(what).suffix == ".ticket" or Path(what).exists()
+    except OSError:
+        return False  # longer than a name can be
+
+
+def check_id(what: str, file: str = "ticket file") -> None:
+    """``InputError`` for what can't be the beginning of an id; ``file`` is what else could have been named."""
+    if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
+        raise InputError(f"there is no {file} {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+
+
 def plain(name: str) -> str:
     """A task's name as part of a file's: a checkpoint's path in it is no path there."""
     return re.sub(r"[^\w.@-]+", "-", name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, path_option, store_option
-from tombola.cli.places import check_writable, opened
+from tombola.cli.places import check_id, check_writable, opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,8 +123,7 @@ def write(findings: Findings, path: Path) -> int:
 
 def _named(store: Store, word: str) -> Any:
     """The one draw, audit or run whose id begins so."""
-    if not re.fullmatch("[0-9a-fA-F]{4,64}", word):
-        raise InputError(f"there is no folder {word[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+    check_id(word, "folder")
     records = store.find(word)
     if len(records) != 1:
         several = ", ".join(record.id[:16] for record in records)

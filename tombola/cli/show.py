@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, store_option
-from tombola.cli.places import opened
+from tombola.cli.places import check_id, is_ticket_file, opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,11 +29,10 @@ _FATES = {
 @json_option()
 def command(what: str, store: str, as_json: bool) -> None:
     """Show WHAT: a ticket file, or a draw, audit or run by the first letters (4 or more) of its id."""
-    if _is_file(what):
+    if is_ticket_file(what):
         _show_ticket(Path(what), as_json)
         return
-    if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
-        raise InputError(f"there is no ticket file {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+    check_id(what)
     from tombola.store import AuditRecord, DrawRecord, as_seen
 
     with opened(store) as found:
@@ -53,14 +51,6 @@ def command(what: str, store: str, as_json: bool) -> None:
         _show_draw(record)
     else:
         _show_run(record)
-
-
-def _is_file(what: str) -> bool:
-    """Whether a file is meant and not an id: by its name, or because there is one."""
-    try:
-        return Path(what).suffix == ".ticket" or Path(what).exists()
-    except OSError:
-        return False  # longer than a name can be
 
 
 def _kind(record: RunRecord | DrawRecord | AuditRecord) -> str:

@@ -12,6 +12,7 @@ from tombola.cli.options import (
     OF_METHODS,
     Verb,
     data_root_option,
+    densities_option,
     given,
     jobs_option,
     json_option,
@@ -21,7 +22,6 @@ from tombola.cli.options import (
     seeds_option,
     store_option,
     tracker_option,
-    validated,
 )
 from tombola.cli.places import check_writable, writing
 from tombola.errors import InputError
@@ -48,15 +48,6 @@ _FILES = ("transfer.csv", "transfer.md")
 _FIGURES = tuple(f"transfer.{kind}" for kind in ("svg", "png", "pdf"))
 
 
-def _densities(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return sorted(set(validated(DrawRecipe, "densities", text.split(","))), reverse=True)
-    except InputError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
 def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",")]
 
@@ -72,12 +63,10 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     help="tasks whose data the tickets are trained on (repeatable)",
 )
 @seeds_option(CARRIED, "those of the draws and tickets, else 0")
-@option(
+@densities_option(
     "--densities",
-    section=CARRIED,
-    callback=_densities,
-    metavar="NUMBER,...",
-    help="densities of the tickets  [default: 0.1,0.05,0.02,0.01 of a task, all there are of a draw or a file]",
+    CARRIED,
+    "densities of the tickets  [default: 0.1,0.05,0.02,0.01 of a task, all there are of a draw or a file]",
 )
 @option(
     "--own/--no-own",

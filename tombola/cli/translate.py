@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, data_root_option, json_option, option, store_option
-from tombola.cli.places import opened
+from tombola.cli.places import check_id, is_ticket_file, opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def command(
     from tombola.tasks.language.pairs import Pairs
     from tombola.tasks.language.translation import translate, translates
 
-    about, task, net = _of_ticket(Path(what)) if _is_ticket(what) else _of_run(what, store)
+    about, task, net = _of_ticket(Path(what)) if is_ticket_file(what) else _of_run(what, store)
     if not translates(task):
         raise InputError(f"a net can translate that was trained to, but the task {task.name!r} is no translator's")
     splits = task.splits(0, data_root)  # a translator's parts are the data set's own, whatever the seed
@@ -95,14 +94,6 @@ def command(
     click.echo(f"BLEU {found.bleu:.2f}: {of}; {found.signature}")
 
 
-def _is_ticket(what: str) -> bool:
-    """Whether a file is meant and not an id: by its name, or because there is one."""
-    try:
-        return Path(what).suffix == ".ticket" or Path(what).exists()
-    except OSError:
-        return False  # longer than a name can be
-
-
 def _of_ticket(path: Path) -> tuple[dict[str, Any], Task, nn.Module]:
     from tombola.tasks import get_task
     from tombola.ticket import Ticket
@@ -117,8 +108,7 @@ def _of_run(what: str, store: str) -> tuple[dict[str, Any], Task, nn.Module]:
     from tombola.tasks import get_task
     from tombola.ticket import Ticket
 
-    if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
-        raise InputError(f"there is no ticket file {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+    check_id(what)
     with opened(store) as there:
         runs = [record for record in there.find(what) if isinstance(record, RunRecord)]
         if len(runs) != 1:

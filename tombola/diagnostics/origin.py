@@ -30,5 +30,10 @@ def training_of(ticket: Ticket, task: Task) -> tuple[int, Recipe]:
 
 def seed_of(ticket: Ticket) -> int:
     """The seed of a ticket; 0 where it doesn't say."""
+    return told_seed(ticket) or 0
+
+
+def told_seed(ticket: Ticket) -> int | None:
+    """The seed that a ticket says it is of; None where it says none."""
     seed = ticket.origin.get("seed")
-    return seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else 0
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 else None

@@ -9,7 +9,6 @@ express is compacted where that removes a tenth of the work or more, and else ru
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import os
@@ -30,7 +29,7 @@ from tombola.engines.compaction import compact
 from tombola.engines.tracing import UnsupportedError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
-from tombola.sealed import canonical_json
+from tombola.sealed import json_hash
 from tombola.tasks.acting import acts
 from tombola.tasks.task import Examples, Task
 
@@ -152,7 +151,7 @@ def _key(work: Cost, recipe: Recipe) -> str:
 
     layers = [[layer.name, layer.shape, layer.uses, _tenths(layer)] for layer in work.layers]
     about = {"layers": layers, "batch": recipe.batch, "threads": recipe.threads, "code": version_key()}
-    return hashlib.sha256(canonical_json(about | {"optimizer": recipe.optimizer}).encode()).hexdigest()[:24]
+    return json_hash(about | {"optimizer": recipe.optimizer})[:24]
 
 
 def _tenths(layer: LayerCost) -> int:

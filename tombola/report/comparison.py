@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from tombola.report.tables import DASH, Row, is_share, metric_name, percent, present
+from tombola.report.tables import DASH, Row, is_share, metric_name, of_metric, percent, present
 
 At = Literal["end", "stop"]
 
@@ -214,14 +214,10 @@ def _value(cell: Cell, metric: str) -> str:
     """``97.78 ± 0.16``, with how many of the runs came to a result where some did not."""
     if cell.mean is None:
         return "diverged" if cell.diverged else DASH
-    form = _form(metric)
+    form = of_metric(metric)
     spread = "" if cell.deviation is None else f" ± {form(cell.deviation)}"
     lost = len(cell.rows) - len(cell.values)
     return f"{form(cell.mean)}{spread}" + (f" ({len(cell.values)} of {len(cell.rows)})" if lost else "")
-
-
-def _form(metric: str) -> Callable[[float], str]:
-    return (lambda v: f"{100 * v:.2f}") if is_share(metric) else (lambda v: f"{v:.4g}")
 
 
 def cost_lines(found: Comparison) -> tuple[list[str], list[Line]]:

@@ -101,6 +101,11 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric for word in ("loss", "perplexity", "error"))
 
 
+def of_metric(metric: str) -> Callable[[float], str]:
+    """How a value of a metric stands in a table, where its unit is in the header."""
+    return (lambda v: f"{100 * v:.2f}") if is_share(metric) else (lambda v: f"{v:.4g}")
+
+
 def metric_name(metric: str) -> str:
     """The metric as it is written in prose: ``balanced_accuracy`` is balanced accuracy."""
     return metric.replace("_", " ")
@@ -217,8 +222,8 @@ def _cells(rows: Sequence[Row], metric: str) -> tuple[list[str], list[tuple[Grou
         *([("arm", lambda g: g.arm)] if with_arms else []),
         *([("runs", _finished)] if with_runs else []),
         ("early-stop step", lambda g: _value(g, "stop_step", lambda v: f"{v:,.0f}")),
-        (f"{metric_name(metric)} at early stop{unit}", lambda g: _value(g, "stop_metric", _plain(metric))),
-        (f"{metric_name(metric)} at the end{unit}", lambda g: _value(g, "end_metric", _plain(metric))),
+        (f"{metric_name(metric)} at early stop{unit}", lambda g: _value(g, "stop_metric", of_metric(metric))),
+        (f"{metric_name(metric)} at the end{unit}", lambda g: _value(g, "end_metric", of_metric(metric))),
         ("seconds", _seconds),
     ]
     return [name for name, _ in columns], [(g, [cell(g) for _, cell in columns]) for g in found]
@@ -228,11 +233,6 @@ def _finished(group: Group) -> str:
     """How many runs there are, and of how many where some did not come to a result: ``3``, ``2 of 3``."""
     total, lost = len(group.rows), group.incomplete("stop_metric", "end_metric")
     return f"{total - lost} of {total}" if lost else str(total)
-
-
-def _plain(metric: str) -> Callable[[float], str]:
-    """How a value of the metric stands in a table, where its unit is in the header."""
-    return (lambda v: f"{100 * v:.2f}") if is_share(metric) else (lambda v: f"{v:.4g}")
 
 
 def _value(group: Group, field: str, form: Callable[[float], str]) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 from tombola.audits.pairing import DENSE, TICKET, Arm, At, Compared, Quantity, arms, compare
 from tombola.audits.statistics import deviation, mean
 from tombola.errors import InputError
-from tombola.report.tables import DASH, is_share, metric_name, percent
+from tombola.report.tables import DASH, is_share, metric_name, of_metric, percent
 
 RANDOM = "random_ticket"
 READINGS: dict[At, str] = {"stop": "at early stop", "end": "at the end of training"}
@@ -213,7 +213,7 @@ def lines(found: Transfer, density: float) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of a density: the dense nets, then each source, its differences below it."""
     cells = {(cell.source, cell.target): cell for cell in found.at_density(density)}
     targets = [target for target in found.targets if any(t == target for _, t in cells)]
-    form = _form(found.metric)
+    form = of_metric(found.metric)
     made = [["dense net", *(_dense(cells.values(), target, form) for target in targets)]]
     for source in [source for source in found.sources if any(s == source for s, _ in cells)]:
         own = [cells.get((source, target)) for target in targets]
@@ -255,10 +255,6 @@ def signed(value: float, metric: str) -> str:
     return f"{round(100 * value, 2) + 0.0:+.2f}" if is_share(metric) else f"{value:+.3g}"
 
 
-def _form(metric: str) -> Callable[[float], str]:
-    return (lambda v: f"{100 * v:.2f}") if is_share(metric) else (lambda v: f"{v:.4g}")
-
-
 def terminal_table(header: Sequence[str], made: Sequence[Sequence[str]]) -> Table:
     """A table for the terminal; differences are dimmed."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -271,7 +267,7 @@ def terminal_table(header: Sequence[str], made: Sequence[Sequence[str]]) -> Tabl
 
 def controls_lines(found: Transfer) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of all arms: a line for each source, target and density."""
-    form = _form(found.metric)
+    form = of_metric(found.metric)
     names = [TICKET, DENSE, *found.controls]
     made = [
         [cell.source, cell.target, percent(cell.asked), *(_value(cell, name, form) for name in names)]

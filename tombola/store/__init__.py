@@ -1,7 +1,7 @@
 """The store of runs: every training by its recipe's hash, complete or absent, shared by all processes."""
 
 from tombola.store.claims import Checkpoint, Claim, ClaimLost
-from tombola.store.records import AuditRecord, DrawRecord, RunRecord, as_seen, judging, minute
+from tombola.store.records import AuditRecord, DrawRecord, RunRecord, as_seen, judging, minute, value_at
 from tombola.store.store import Store, is_there
 from tombola.store.sweep import GcReport
 
@@ -18,4 +18,5 @@ __all__ = [
     "is_there",
     "judging",
     "minute",
+    "value_at",
 ]

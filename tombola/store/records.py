@@ -72,8 +72,8 @@ def as_seen(draw: DrawRecord, known: Sequence[RunRecord]) -> DrawRecord:
     """The record of a draw, ``interrupted`` where it isn't finished and no process trains its task and seed."""
     if draw.status != "running" or any(
         run.status == "running"
-        and _at(run.about, "task", "name") == _at(draw.about, "task")
-        and _at(run.about, "seed") == _at(draw.about, "seed")
+        and value_at(run.about, "task", "name") == value_at(draw.about, "task")
+        and value_at(run.about, "seed") == value_at(draw.about, "seed")
         for run in known
     ):
         return draw
@@ -91,7 +91,7 @@ def judging(
     wanted = {row.get("run") for draw in judged for row in _tickets(draw)}
     there = []
     for audit in found:
-        names, number = audit.document.get("draws"), _at(audit.document, "verdict", "round")
+        names, number = audit.document.get("draws"), value_at(audit.document, "verdict", "round")
         own = [draw for draw in known if isinstance(names, list) and draw.id in names]
         if any(row.get("run") in wanted and row.get("round") == number for draw in own for row in _tickets(draw)):
             there.append(audit)
@@ -103,7 +103,7 @@ def _tickets(draw: DrawRecord) -> list[dict[str, Any]]:
     return [row for row in draw.rounds if row.get("arm") == "ticket" and row.get("round")]
 
 
-def _at(about: Any, *keys: str) -> Any:
+def value_at(about: Any, *keys: str) -> Any:
     """What lies under some keys; None where a record has nothing there."""
     for key in keys:
         about = about.get(key) if isinstance(about, Mapping) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from tombola.errors import InputError
 from tombola.mask import left_to_prune
 from tombola.methods import get_method
 from tombola.recipe import DrawRecipe, Recipe
-from tombola.sealed import canonical_json
+from tombola.sealed import canonical_json, json_hash
 from tombola.studies.study import Block, Study, is_axis
 from tombola.tasks import get_task
 
@@ -204,7 +203,7 @@ def _controlled(recipe: DrawRecipe, asked: Sequence[float]) -> DrawRecipe:
 
 def key_of(recipe: DrawRecipe) -> str:
     """What tells a draw's recipe from every other: 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(recipe.identity()).encode()).hexdigest()
+    return json_hash(recipe.identity())
 
 
 def dense_of(recipe: DrawRecipe) -> str:

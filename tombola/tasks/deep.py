@@ -40,7 +40,7 @@ def _sgd(epochs: float, drops: tuple[float, ...], **changes: Any) -> Recipe:
 _GRASP_VGG = _sgd(160, (80, 120), weight_decay=5e-4)
 _GRASP_RESNET = _sgd(160, (80, 120))
 _SYNFLOW = _sgd(160, (60, 120), nesterov=True)
-_QUICK = Recipe(
+QUICK_TRAINING = Recipe(
     steps=Duration(6, "ep"),
     batch=64,
     optimizer="sgd",
@@ -85,7 +85,7 @@ DEEP = (
         scaled=partial(vgg, 11, width=16),
         load=augmented_splits(load_cifar10, 5_000, examples=20_000),
         input_shape=(3, 32, 32),
-        recipe=_QUICK,
+        recipe=QUICK_TRAINING,
         allocation="global",
         rounds=10,
         margin=0.01,
@@ -97,7 +97,7 @@ DEEP = (
         scaled=partial(resnet, 20, width=8),
         load=augmented_splits(load_cifar10, 5_000, examples=20_000),
         input_shape=(3, 32, 32),
-        recipe=_QUICK.model_copy(update={"steps": Duration(4, "ep"), "lr": 0.2}),
+        recipe=QUICK_TRAINING.model_copy(update={"steps": Duration(4, "ep"), "lr": 0.2}),
         allocation="global",
         rounds=10,
         margin=0.01,

@@ -15,6 +15,7 @@ from tombola.durations import Duration
 from tombola.recipe import Recipe
 from tombola.tasks.data.cifar import HALVES, load_cifar10_half
 from tombola.tasks.data.idx import load_fashion_mnist, load_mnist
+from tombola.tasks.deep import QUICK_TRAINING
 from tombola.tasks.loading import augmented_splits, splits_of
 from tombola.tasks.models import lenet300, mlp, scaled, vgg
 from tombola.tasks.task import Task
@@ -25,18 +26,7 @@ _LENET: dict[str, Any] = {
     "rounds": 12,
 }
 _VGG: dict[str, Any] = {
-    "recipe": Recipe(
-        steps=Duration(4, "ep"),
-        batch=64,
-        optimizer="sgd",
-        lr=0.1,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-        lr_schedule="cosine",
-        warmup=Duration(1, "ep"),
-        evaluate_every=Duration(1, "ep"),
-    ),
+    "recipe": QUICK_TRAINING.model_copy(update={"steps": Duration(4, "ep")}),
     "allocation": "global",
     "rounds": 10,
     "margin": 0.01,

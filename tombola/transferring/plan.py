@@ -11,6 +11,7 @@ from typing import Any
 from tombola.asked import draw_recipe
 from tombola.auditing.claims import claim_of_record
 from tombola.comparing import ladder
+from tombola.diagnostics.origin import told_seed
 from tombola.durations import Duration
 from tombola.errors import InputError
 from tombola.methods import get_method
@@ -163,12 +164,10 @@ def _of_task(task: Task, densities: tuple[float, ...] | None, search: Mapping[st
 
 
 def _of_ticket(ticket: Ticket, label: str, densities: tuple[float, ...] | None) -> tuple[Source, int | None]:
-    task, seed = ticket.origin.get("task"), ticket.origin.get("seed")
+    task = ticket.origin.get("task")
     if not isinstance(task, str):
         raise InputError(f"{label}: a ticket is carried from the task of its origin, but it names none: draw it anew")
-    return Source(label, get_task(task), ticket=ticket, densities=densities), seed if isinstance(
-        seed, int
-    ) and seed >= 0 else None
+    return Source(label, get_task(task), ticket=ticket, densities=densities), told_seed(ticket)
 
 
 def _of_draw(prefix: str, store: str, densities: tuple[float, ...] | None) -> tuple[Source, int | None]:

@@ -7,23 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tombola.draws import Draw, draw_id, finish, rounds, stored_rows
+from tombola.draws import Draw, draw_id, finish, rounds, stored_rows, tell_found
 from tombola.errors import InputError
-from tombola.execution import Follower, fill_store
+from tombola.execution import Watched, fill_store
 from tombola.lab import Event, Lab, Watcher
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.store import Store
 from tombola.tasks import Task, is_known
-
-
-class _Told(Follower):
-    """Passes events on to a watcher."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-
-    def event(self, index: int, event: Event) -> None:
-        self.watcher(event)
 
 
 @dataclass
@@ -64,7 +54,7 @@ class Runner:
         missing = [r for t, r in wanted if stored_rows(r, self.lab(t, r.training)) is None]
         if missing:
             where: dict[str, Any] = {"store": self.where, "data_root": self.data_root, "jobs": self.jobs}
-            failures = fill_store(missing, **where, follower=_Told(self._tell))
+            failures = fill_store(missing, **where, follower=Watched(self._tell))
             if failures:
                 raise next(iter(failures.values()))
         self._quiet = bool(missing)  # what follows only reads the store
@@ -83,8 +73,7 @@ class Runner:
         if rows is None:
             rows = finish(Draw(recipe, lab)).rows()
         else:
-            for row in rows:
-                self._tell(Event("found", row["arm"], row["seed"], row["density"], run=row["run"]))
+            tell_found(rows, self._tell)
         return draw_id(recipe, rows[0]["run"]), rows
 
     def _tell(self, event: Event) -> None:

@@ -8,8 +8,8 @@ from tombola.audits.verdict import ArmJudged, Verdict
 from tombola.report.audit_figures import accuracy_panel, speed_panel
 from tombola.report.audited import p_shown
 from tombola.report.page.charts import Chart, chart
-from tombola.report.page.tables import Cell, Table, count, number, of_metric
-from tombola.report.tables import is_share, metric_name
+from tombola.report.page.tables import Cell, Table, count, number
+from tombola.report.tables import is_share, metric_name, of_metric
 
 HEADING = "Beside each arm"
 

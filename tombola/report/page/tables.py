@@ -15,6 +15,7 @@ from tombola.report.tables import (
     groups,
     is_share,
     metric_name,
+    of_metric,
     percent,
     present,
 )
@@ -69,11 +70,6 @@ def spread(found: Spread | None, form: Callable[[float], str], missing: str = DA
     if found.count == 1:
         return number(found.mean, form)
     return Cell(f"{form(found.mean)} ({form(found.low)}{DASH}{form(found.high)})", found.mean)
-
-
-def of_metric(metric: str) -> Callable[[float], str]:
-    """How a value of a metric stands in a table, where its unit is in the header."""
-    return (lambda v: f"{100 * v:.2f}") if is_share(metric) else (lambda v: f"{v:.4g}")
 
 
 def count(value: float) -> str:

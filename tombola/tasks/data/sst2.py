@@ -8,6 +8,7 @@ from pathlib import Path
 from tombola.errors import DataError
 from tombola.tasks.data.download import Progress
 from tombola.tasks.data.sources import SST2, obtain
+from tombola.tasks.data.texts import lines_of, read_bytes
 
 _MOST_BYTES = 2**24
 """Of one file; the largest original has 0.7 MB."""
@@ -39,14 +40,7 @@ def load_sst2(
 
 
 def _read(path: Path) -> Labelled:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path} must not exceed {_MOST_BYTES:,} bytes, but does")
-        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8, but: {error}; replace it by a good copy") from error
+    lines = lines_of(read_bytes(path, _MOST_BYTES), path)
     first = 1 if lines[0].rstrip("\r") == _HEADING else 0
     found = [_line(path, number, line) for number, line in enumerate(lines[first:], start=first + 1)]
     if not found:

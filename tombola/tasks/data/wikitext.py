@@ -9,6 +9,7 @@ from pathlib import Path
 from tombola.errors import DataError
 from tombola.tasks.data.download import Progress
 from tombola.tasks.data.sources import WIKITEXT2, obtain
+from tombola.tasks.data.texts import lines_of, read_bytes
 
 _FOLDER = "wikitext-2"
 _PARTS = ("train", "valid", "test")
@@ -32,7 +33,7 @@ def load_wikitext2(
     """
     paths = [_file(root / _FOLDER, part) for part in _PARTS]
     if all(path.is_file() for path in paths):
-        train, validation, test = (_tokens(_read(path), path) for path in paths)
+        train, validation, test = (_tokens(read_bytes(path, _MOST_BYTES), path) for path in paths)
         return train, validation, test
     archive = root / WIKITEXT2.files[0].name
     if not archive.is_file():
@@ -47,15 +48,6 @@ def _file(folder: Path, part: str) -> Path:
     """The file under its original name if it is there, else under its short one."""
     original = folder / f"wiki.{part}.tokens"
     return original if original.is_file() else folder / f"{part}.txt"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path} must not exceed {_MOST_BYTES:,} bytes, but does")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
 
 
 def _members(archive: Path) -> list[bytes]:
@@ -75,10 +67,7 @@ def _members(archive: Path) -> list[bytes]:
 
 
 def _tokens(text: bytes, path: Path) -> list[str]:
-    try:
-        lines = text.decode("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8, but: {error}; replace it by a good copy") from error
+    lines = lines_of(text, path)
     if not text.strip():
         raise DataError(f"{path} must hold text, but is empty; replace it by a good copy")
     return [token for line in lines for token in (*line.split(), END)]
