@@ -74,6 +74,14 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path: Path) -> N
         ("val.de.gz", gzip.compress(b"Ein Hund.\nMehr.\n"), "1 lines and .* 2"),
         ("train.de.gz", gzip.compress(bytes(2**24 + 1)), "not hold more than 16,777,216 bytes"),
     ],
+    ids=[
+        "plain",
+        "cut",
+        "no-utf8",
+        "empty-line",
+        "too-few",
+        "too-large",
+    ],  # one of bytes holds the second it was made in
 )
 def test_damage_is_named(tmp_path: Path, name: str, content: bytes, rule: str) -> None:
     write(tmp_path / "multi30k")
