@@ -14,6 +14,7 @@ from toy import same, toy_data, toy_task
 
 import tombola as tb
 from tombola.asked import draw_recipe
+from tombola.auditing import controls_for
 from tombola.audits.controls import CONTROLS, Subject
 from tombola.audits.controls.corruption import CORRUPTIONS, Chance, corrupted
 from tombola.audits.controls.scores import Lowest
@@ -291,6 +292,18 @@ def test_data_that_cannot_be_spoilt_are_refused() -> None:
     with pytest.raises(tb.InputError, match="don't begin with a tensor of two dimensions"):
         draw_recipe(flat, {"controls": ["shuffled_pixels"]})
     draw_recipe(three, {"controls": ["shuffled_pixels", "half_data"]})
+
+
+def test_loaded_data_that_cannot_be_spoilt_are_refused_before_any_training(store: tb.Store) -> None:
+    x, y = toy_data()
+    flat = toy_task(load=lambda root, seed, progress: toy_task(train=(x[:, 0], y)).splits(seed))
+    recipe = draw_recipe(flat, {"method": "snip", "controls": ["reinit", "shuffled_pixels"]})
+    lab = Lab(flat, store, recipe=recipe.training)
+    with pytest.raises(tb.InputError, match="don't begin with a tensor of two dimensions"):
+        list(rounds(Draw(recipe, lab)))
+    assert not store.runs()
+    known = controls_for(flat, recipe, lab.splits(0).train)
+    assert set(controls_for(flat, recipe)) - set(known) == {"shuffled_pixels"}
 
 
 # Rivals.

@@ -28,7 +28,7 @@ from tombola.methods import get_method
 from tombola.recipe import DrawRecipe, checked
 from tombola.sealed import json_hash
 from tombola.store import Store
-from tombola.tasks import Task, is_known
+from tombola.tasks import Examples, Task, is_known
 from tombola.ticket import Ticket
 
 __all__ = [
@@ -201,7 +201,7 @@ def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -
         raise InputError("only the file of a ticket can be judged as it is, but a draw was named")
     if not as_it_is:
         recipe = _to_round(claim, run)
-        wanted = _with_controls(claim.task, recipe, round, how)
+        wanted = _with_controls(run, claim.task, recipe, round, how)
         if claim.ticket is not None:
             (again,) = run([recipe])
             told = compared(claim.ticket, again, round)
@@ -211,7 +211,7 @@ def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -
         assert claim.ticket is not None
         address = Store(run.store).put(claim.ticket.to_bytes())
         recipe, round = given_recipe(claim.task, recipe.seed, recipe.model_dump(), address), 1
-        wanted = _with_controls(claim.task, recipe, round, how)
+        wanted = _with_controls(run, claim.task, recipe, round, how)
         count = f"{len(seeds)} data order{'s' * (len(seeds) > 1)}"
         notes.append(
             f"It is judged as it is, over {count} of seed {recipe.seed}: where seeds are named, they are those."
@@ -239,15 +239,16 @@ def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -
     return found
 
 
-def controls_for(task: Task, recipe: DrawRecipe) -> tuple[str, ...]:
-    """The controls that a draw gets where none are named: all that change one thing, but costly searches."""
+def controls_for(task: Task, recipe: DrawRecipe, data: Examples | None = None) -> tuple[str, ...]:
+    """The controls that a draw gets where none are named: all that change one thing and that ``data``, what it trains
+    on, allow, but costly searches."""
     method = get_method(recipe.method)
     if not method.trains_tickets(recipe.survivors):
         return ()
     free = method.prunes == "before"  # to search anew on other data then costs no training
     left_out = ("positions and values", *(() if free else ("data of the scores",)))
     wanted = [control for control in CONTROLS.values() if control.changes not in left_out]
-    return tuple(control.name for control in wanted if control.refusal(task, method, recipe) is None)
+    return tuple(control.name for control in wanted if control.refusal(task, method, recipe, data) is None)
 
 
 def _uncontrolled(recipe: DrawRecipe) -> list[str]:
@@ -275,8 +276,10 @@ def _to_round(claim: Claim, run: Runner) -> DrawRecipe:
     return checked(DrawRecipe, {**recipe.model_dump(), **changes})
 
 
-def _with_controls(task: Task, recipe: DrawRecipe, round: int, how: How) -> DrawRecipe:
-    named = controls_for(task, recipe) if how.controls is None else how.controls
+def _with_controls(run: Runner, task: Task, recipe: DrawRecipe, round: int, how: How) -> DrawRecipe:
+    named = how.controls
+    if named is None:
+        named = controls_for(task, recipe, run.lab(recipe).splits(recipe.seed).train)
     changes = {"controls": named, "control_draws": how.control_draws, "dense_rates": how.dense_rates}
     return draw_recipe(task, {**recipe.model_dump(), **changes, "control_rounds": (round,) if named else None})
 

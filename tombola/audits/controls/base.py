@@ -12,7 +12,7 @@ from tombola.mask import Mask
 from tombola.methods import Method, Round, Search
 from tombola.methods.given import Given
 from tombola.recipe import DrawRecipe
-from tombola.tasks.task import State, Task
+from tombola.tasks.task import Examples, State, Task
 
 Changed = Literal[
     "positions",
@@ -54,11 +54,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Asked:
-    """A draw that is asked for with controls, before anything of it is trained."""
+    """A draw that is asked for with controls, before anything of it is trained; ``data`` are what it trains on, where
+    that is known already."""
 
     task: Task
     method: Method
     recipe: DrawRecipe
+    data: Examples | None = None
 
     @property
     def who(self) -> str:
@@ -107,18 +109,19 @@ class Control:
             raise InputError(f"control {self.name!r} {_SINGLE}, but this mask is of whole channels: leave it out")
         return self.training(subject, draw)
 
-    def refusal(self, task: Task, method: Method, recipe: DrawRecipe) -> str | None:
-        """Why a draw can't have this control; None where it can, as far as can be told before it begins."""
-        asked = Asked(task, method, recipe)
+    def refusal(self, task: Task, method: Method, recipe: DrawRecipe, data: Examples | None = None) -> str | None:
+        """Why a draw can't have this control; None where it can, as far as can be told before it begins: of built-in
+        tasks, whose data are not at hand before they are loaded, all only with ``data``, what is trained on."""
+        asked = Asked(task, method, recipe, data)
         if method.of_channels and not self.channels:
             reason: str | None = f"{_SINGLE}, but {asked.who} prunes whole channels"
         else:
             reason = self.reason(asked)
         return None if reason is None else f"control {self.name!r} {reason}: leave it out"
 
-    def check(self, task: Task, method: Method, recipe: DrawRecipe) -> None:
+    def check(self, task: Task, method: Method, recipe: DrawRecipe, data: Examples | None = None) -> None:
         """``InputError`` where a draw can't have this control."""
-        if (refusal := self.refusal(task, method, recipe)) is not None:
+        if (refusal := self.refusal(task, method, recipe, data)) is not None:
             raise InputError(refusal)
 
 

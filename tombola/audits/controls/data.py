@@ -68,6 +68,8 @@ def _reason(name: str) -> Callable[[Asked], str | None]:
                 f"spoils the data that weights are scored on, but {asked.criterion} looks at no data, so that nothing "
                 "would change"
             )
+        if asked.data is not None:
+            return unfit(name, asked.data)
         return None if asked.task.load is not None else unfit(name, examples(asked.task.train))
 
     return reason
