@@ -106,6 +106,22 @@ def test_processes_live_on_and_one_that_dies_costs_its_draw_only(tmp_path: Path,
         assert [(d.about["seed"], d.status) for d in store.draws()] == [(6, "finished"), (7, "finished")]
 
 
+class Impatient(Follower):
+    """Interrupts when the first training begins."""
+
+    def event(self, index: int, event: Event) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_process_at_work_that_is_interrupted_cleans_up(tmp_path: Path, started: list[Any]) -> None:
+    slow = {**OPTIONS, "training": {"steps": "1000000it", "evaluate_every": "10it"}}
+    with pytest.raises(KeyboardInterrupt):
+        fill_store([draw_recipe(tb.get_task("digits-mlp"), slow)], store=str(tmp_path), jobs=1, follower=Impatient())
+    assert [worker.process.exitcode for worker in started] == [128 + signal.SIGTERM]
+    with tb.Store(tmp_path) as store:
+        assert [run.status for run in store.runs()] == ["interrupted"]
+
+
 @pytest.mark.parametrize("options", [
     {"controls": ["shuffled", "reinit"], "control_draws": 2, "rounds": 2},
     {"controls": ["inverted", "reinit"], "control_draws": 2, "rounds": 2, "control_rounds": [2], "method": "one_shot"},

@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -320,7 +321,8 @@ def _order(recipe: DrawRecipe) -> Callable[[Mapping[str, Any]], tuple[int, ...]]
 
 
 def _work(line: Connection, store: str, data_root: Path | None) -> None:
-    """The life of a worker: do one piece after the other, report, and go when the parent goes."""
+    """The life of a worker: do one piece after the other, report, and go when the parent goes or says so."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit that cleans up, semaphores too
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     one_at_a_time = threading.Lock()
 
