@@ -10,6 +10,8 @@ from hypothesis import settings
 
 import tombola as tb
 
+DATA_ROOT = os.environ.get("TOMBOLA_DATA", "")  # as it is before any test takes it away
+
 settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing on a busy one
 settings.load_profile("any machine")
 
@@ -45,7 +47,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.fixture
 def data_root() -> Path:
     """Where real data are, for tests marked ``data``."""
-    return Path(os.environ["TOMBOLA_DATA"])
+    return Path(DATA_ROOT)
 
 
 @pytest.fixture
@@ -65,5 +67,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "long" in item.keywords and not config.getoption("--run-long"):
             item.add_marker(pytest.mark.skip(reason="an experiment of minutes: pytest --run-long"))
-        if "data" in item.keywords and not os.environ.get("TOMBOLA_DATA"):
+        if "data" in item.keywords and not DATA_ROOT:
             item.add_marker(pytest.mark.skip(reason="TOMBOLA_DATA doesn't name a data root"))
