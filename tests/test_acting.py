@@ -69,6 +69,9 @@ class Games:
     def play(self, seed: int, recipe: tb.Recipe) -> Bandit:
         return Bandit(recipe.batch, recipe.order)
 
+    def forward_passes(self, steps: int, recipe: tb.Recipe) -> int:
+        return steps * recipe.batch
+
 
 def policy_loss(model: nn.Module, batch: Any) -> Tensor:
     x, arm, advantage = batch

@@ -14,7 +14,7 @@ from tombola.audits.pairing import ORDER
 from tombola.audits.verdict import Verdict
 from tombola.report.audit_figures import OUTCOMES, audit_figures
 from tombola.report.audited import arms_table, save_audit
-from tombola.report.figures import accuracy_figure, save_figures
+from tombola.report.figures import metric_figure, save_figures
 from tombola.report.tables import MOST_DRAWN, arms, drawn_arms
 
 CONTROLS = [name for name in ORDER if name not in ("dense", "ticket")]
@@ -133,7 +133,7 @@ def test_a_figure_of_a_draw_shows_at_most_seven_arms_and_names_the_others() -> N
     shown = drawn_arms(drawn(CONTROLS))
     assert shown == ["ticket", "reinit", "shuffled", "random_erk", "inverted", "lr_rewind", "small_dense"]
     assert len(shown) == MOST_DRAWN
-    chart = accuracy_figure(drawn(CONTROLS)).to_dict()
+    chart = metric_figure(drawn(CONTROLS)).to_dict()
     said = " ".join(chart["title"]["subtitle"])
     left = [name for name in CONTROLS if name not in shown]
     assert f"Not drawn, but in the table: {', '.join(left)}." in said

@@ -37,11 +37,6 @@ def test_labels_never_cover_each_other(wanted: list[float]) -> None:
         assert found == pytest.approx(wanted)
 
 
-def test_ticks_of_errors_are_round_and_enough_of_them() -> None:
-    assert figures.error_ticks(1.8, 60) == [2, 5, 10, 20, 50]
-    assert figures.error_ticks(2.02, 2.55) == [2.1, 2.2, 2.3, 2.4, 2.5]
-
-
 def many(*methods: tuple[str, str]) -> list[Row]:
     return [
         run(name, when, seed, d, 0.9 + 0.01 * place + 0.001 * seed, find_times=0.01 * place)
@@ -100,6 +95,25 @@ def test_a_line_that_leaves_the_figure_is_marked() -> None:
     chart = figures.density_figure(compared(*far, metric="reward"), title="toy")
     assert f"set{CUT}" in {p["text"] for p in drawn_points(chart) if "text" in p}
     assert "Cut off below" in " ".join(chart.to_dict()["title"]["subtitle"])
+
+
+def test_perplexities_stand_on_a_log_axis_to_a_hundred_times_the_dense_nets() -> None:
+    worse = [run("set", "during", s, d, 0.99 * v) for d, v in ((0.1, 5), (0.05, 1e6)) for s in range(3)]
+    chart = figures.density_figure(compared(*worse, metric="perplexity", lower_is_better=True), title="toy").to_dict()
+    scales = [y["scale"] for layer in chart["layer"] if (y := layer["encoding"]["y"]).get("scale")]
+    low, high = scales[0]["domain"]
+    assert {scale["type"] for scale in scales} == {"log"}
+    assert low < 0.8 < 99 < high < 140
+    said = " ".join(chart["title"]["subtitle"])
+    assert f"Cut off above {high:.4g}: set." in said
+    assert "log scale of the error" not in said
+
+
+def test_methods_that_collapse_beside_returns_are_shown() -> None:
+    lost = [run("set", "during", s, d, v) for d, v in ((0.1, 0.5), (0.05, -3)) for s in range(3)]
+    chart = figures.density_figure(compared(*lost, metric="return"), title="toy")
+    assert f"set{CUT}" not in {p["text"] for p in drawn_points(chart) if "text" in p}
+    assert "Cut off" not in " ".join(chart.to_dict()["title"]["subtitle"])
 
 
 def test_shares_are_drawn_as_errors_on_a_log_axis() -> None:

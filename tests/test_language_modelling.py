@@ -26,7 +26,7 @@ from tombola.seeds import global_stream, stream
 from tombola.tasks.language.corpus import Streams, Stretches
 from tombola.tasks.language.modelling import MODELLING, next_word_loss, next_word_sums, perplexity, wikitext2_splits
 from tombola.tasks.models.lstm import LSTMLanguageModel
-from tombola.training.loop import training_cost
+from tombola.training.costs import training_cost
 
 WORDS = 12
 

@@ -43,7 +43,7 @@ def test_embedded_json_reads_back_and_has_no_markup(text: str) -> None:
 def drawn() -> dict[str, Any]:
     rows, curves, layers = fake_draw()
     return {
-        "accuracy": figures.accuracy_figure(rows),
+        "accuracy": figures.metric_figure(rows),
         "stop": figures.early_stop_figure(rows),
         "curves": figures.curves_figure(curves),
         "layers": figures.layers_figure(layers),

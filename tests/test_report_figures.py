@@ -17,13 +17,16 @@ from hypothesis import strategies as st
 from tombola.errors import InputError
 from tombola.report import drawing
 from tombola.report.figures import (
-    accuracy_figure,
+    OTHERS,
     curves_figure,
     early_stop_figure,
     figures,
+    file_name,
     layers_figure,
+    metric_figure,
     save_figures,
     selection,
+    training_figure,
 )
 
 LADDER = [run(0, density=1.0), run(13, density=0.0557)]
@@ -53,7 +56,7 @@ def subtitle(chart: Any) -> str:
 def test_points_are_mean_lowest_and_highest_in_percent() -> None:
     rows = [run(0, density=1.0, stop_metric=0.96), run(0, density=1.0, seed=1, stop_metric=0.98)]
     rows += [run(1, density=0.5, stop_metric=0.5), run(1, density=0.5, seed=1, stop_metric=None)]
-    dense, ranges, faint, lines, late, main = drawn(accuracy_figure(rows))
+    dense, ranges, faint, lines, late, main = drawn(metric_figure(rows))
     assert dense == [main[0]] == [ranges[0]]
     assert main[0] == pytest.approx(
         {
@@ -72,27 +75,6 @@ def test_points_are_mean_lowest_and_highest_in_percent() -> None:
     assert len(lines) == 4
 
 
-def test_window_shows_everything_that_is_near() -> None:
-    # The focus reaches 2 below the top, so the axis may reach 6: down to 95, with 4 % of 5 as margin.
-    assert drawing.window([98.0, 99.0, 100.0], [95.0, 98.0, 100.0]) == pytest.approx([94.8, 100.2])
-
-
-def test_window_cuts_what_is_far_and_forgives_an_outlier_of_the_focus() -> None:
-    assert drawing.window([98.0, 99.0, 100.0], [10.0, 98.0, 100.0]) == pytest.approx([94 - 0.24, 100.24])
-    # Quartiles 99 and 100, fence 97.5: the collapsed ticket at 11 % doesn't count, those at 99 do.
-    focus = [99.0, 100.0, 99.0, 100.0, 99.0, 100.0, 99.0, 100.0, 11.0]
-    assert drawing.window(focus, focus) == pytest.approx([97 - 0.12, 100.12])
-    low, high = drawing.window([2.0, 3.0], [2.0, 3.0, 900.0], lower_better=True)
-    assert (low, high) == pytest.approx((2 - 0.12, 5 + 0.12))
-
-
-@given(st.lists(st.floats(-1e6, 1e6), max_size=20), st.lists(st.floats(-1e6, 1e6), max_size=20))
-def test_window_is_an_interval_that_holds_the_top_of_everything(focus: list[float], others: list[float]) -> None:
-    low, high = drawing.window(focus, focus + others)
-    assert low < high
-    assert not focus + others or low < max(focus + others) <= high
-
-
 def test_log_axes_have_round_ticks() -> None:
     assert drawing.log_ticks(5.2, 108) == [7, 10, 20, 30, 50, 70, 100]
     assert drawing.log_ticks(0.45, 108) == [0.5, 1, 2, 5, 10, 20, 50, 100]
@@ -100,7 +82,7 @@ def test_log_axes_have_round_ticks() -> None:
 
 
 def test_density_falls_to_the_right_on_a_log_axis(single: Any) -> None:
-    for chart in (accuracy_figure(single[0]), early_stop_figure(single[0]), layers_figure(single[2])):
+    for chart in (metric_figure(single[0]), early_stop_figure(single[0]), layers_figure(single[2])):
         x = chart.to_dict()["layer"][1]["encoding"]["x"]
         lowest = 100 * min(row["density"] for row in single[0])
         assert x["scale"]["type"] == "log"
@@ -108,7 +90,7 @@ def test_density_falls_to_the_right_on_a_log_axis(single: Any) -> None:
 
 
 def test_subtitle_says_what_is_cut_off_and_what_diverged(many: Any) -> None:
-    found = subtitle(accuracy_figure(many[0]))
+    found = subtitle(metric_figure(many[0]))
     assert re.search(r"Cut off below 9\d\.\d %: reinit, random\.", found)
     assert "Diverged or without a value: random at 7.0 % (1 of 3 runs)." in found
     assert "Runs: ticket 3, reinit 9, random 3." in found
@@ -116,12 +98,12 @@ def test_subtitle_says_what_is_cut_off_and_what_diverged(many: Any) -> None:
 
 
 def test_nothing_to_say_about_a_clean_single_seed() -> None:
-    assert subtitle(accuracy_figure(LADDER)) == "Dotted: the dense net at early stop."
+    assert subtitle(metric_figure(LADDER)) == "Dotted: the dense net at early stop."
 
 
 def test_a_draw_in_which_everything_diverged_is_still_drawn(tmp_path: Path) -> None:
     lost = {"status": "diverged", "stop_metric": math.nan, "stop_step": None, "end_metric": None}
-    charts = {"a": accuracy_figure([run(0, **lost), run(1, **lost)]), "b": early_stop_figure([run(0, **lost)])}
+    charts = {"a": metric_figure([run(0, **lost), run(1, **lost)]), "b": early_stop_figure([run(0, **lost)])}
     assert subtitle(charts["a"]) == "Diverged or without a value: ticket at 100 %; ticket at 80.0 %."
     assert all(path.stat().st_size > 0 for path in save_figures(tmp_path, charts))
 
@@ -157,15 +139,79 @@ def test_curves_are_means_thinned_with_both_ends() -> None:
     assert subtitle(curves_figure(rows)).endswith("ticket at 100 % from step 1,000 (1 of 2 runs).")
 
 
-def test_a_curve_that_runs_far_off_is_held_near_the_axis() -> None:
+@pytest.mark.parametrize(("metric", "end"), [("loss", 3 + 5 * 3), ("perplexity", 300)])
+def test_a_curve_that_runs_far_off_is_cut_and_held_near_a_linear_axis(metric: str, end: float) -> None:
     key = {"seed": 0, "arm": "ticket", "draw": 0, "round": 0, "density": 1.0}
     values = [1e13, 1e6, *[3.0, 2.0] * 20]
     rows = [{**key, "step": step, "validation_metric": value} for step, value in enumerate(values)]
-    chart = curves_figure(rows, "perplexity")
+    chart = curves_figure(rows, metric)
     (lines,) = drawn(chart)
-    low, high = chart.to_dict()["layer"][0]["encoding"]["y"]["scale"]["domain"]
-    assert lines[0]["mean"] == pytest.approx(high + 50 * (high - low))
+    scale = chart.to_dict()["layer"][0]["encoding"]["y"]["scale"]
+    low, high = scale["domain"]
+    assert high == pytest.approx(end, rel=0.25)
+    assert scale.get("type") == ("log" if metric == "perplexity" else None)
+    assert lines[0]["mean"] == pytest.approx(1e13 if metric == "perplexity" else high + 50 * (high - low))
     assert subtitle(chart) == f"Cut off above {high:.4g}: ticket."
+
+
+def test_a_ladder_of_returns_shows_how_ticket_and_control_collapse() -> None:
+    values = {"ticket": [199.3, 196.5, 196.4, 91.2, 23.0], "reinit": [199.3, 182.0, 94.0, 30.0, 22.0]}
+    rows = [run(i, arm, stop_metric=v, end_metric=v) for arm, own in values.items() for i, v in enumerate(own)]
+    chart = metric_figure(rows, "return")
+    low, high = chart.to_dict()["layer"][1]["encoding"]["y"]["scale"]["domain"]
+    assert low < 22.0 < 199.3 < high
+    assert subtitle(chart) == "Dotted: the dense net at early stop."
+    assert chart.to_dict()["layer"][1]["encoding"]["y"]["title"] == "Test return"
+
+
+def test_what_is_cut_off_is_told_in_whole_thousands() -> None:
+    form = drawing.metric_form("return")
+    assert [form(v) for v in (-1234.56, 999.96, 1e9, 0.12345)] == ["-1,235", "1000", "1e+09", "0.1235"]
+    assert drawing.metric_form("accuracy")(97.25) in ("97.2 %", "97.3 %")
+
+
+def rewards(arm: str, number: int, seed: int, values: list[float | None]) -> list[Row]:
+    key = {"seed": seed, "arm": arm, "draw": 0, "round": number, "density": 0.5**number}
+    return [
+        {**key, "step": 10 * place, "validation_metric": 7.0, "train_metric": value}
+        for place, value in enumerate(values)
+    ]
+
+
+def test_reward_curves_are_drawn_as_validation_curves_are() -> None:
+    rows = rewards("ticket", 0, 0, [None, 20.0, 100.0]) + rewards("ticket", 0, 1, [None, None, 140.0])
+    rows += rewards("ticket", 1, 0, [None, 21.0, 60.0]) + rewards("reinit", 1, 0, [None, 22.0, 24.0])
+    chart = training_figure(rows, "return")
+    assert chart is not None
+    bands, lines = drawn(chart)
+    assert bands == lines
+    assert [(p["arm"], p["density"], p["step"], p["mean"], p["low"], p["high"]) for p in lines] == [
+        ("ticket", "100 %", 10, 20.0, 20.0, 20.0),
+        ("ticket", "100 %", 20, 120.0, 100.0, 140.0),
+        ("ticket", "50.0 %", 10, 21.0, 21.0, 21.0),
+        ("ticket", "50.0 %", 20, 60.0, 60.0, 60.0),
+        ("reinit", "50.0 %", 10, 22.0, 22.0, 22.0),
+        ("reinit", "50.0 %", 20, 24.0, 24.0, 24.0),
+    ]
+    x = chart.to_dict()["layer"][0]["encoding"]["x"]
+    assert x["scale"]["domain"] == [0, 20], "that of the validation curves beside it"
+    assert chart.to_dict()["title"]["text"] == "Training return"
+    # Before the first game has ended there is no value, and no gap.
+    assert "without a value" not in subtitle(chart)
+    assert subtitle(chart).startswith("Running mean over the last games of training.")
+
+
+def test_gaps_of_reward_curves_are_told() -> None:
+    rows = rewards("ticket", 0, 0, [None, 20.0, None]) + rewards("ticket", 1, 0, [None, None, None])
+    chart = training_figure(rows, "return")
+    assert chart is not None
+    assert "Diverged or without a value: ticket at 100 % from step 20; ticket at 50.0 % from step 0." in subtitle(chart)
+
+
+def test_there_are_no_reward_curves_where_no_training_tells_of_rewards(single: Any) -> None:
+    assert training_figure(single[1], "accuracy") is None
+    assert training_figure([], "return") is None
+    assert training_figure(rewards("ticket", 0, 0, [None, None]), "return") is None
 
 
 def test_layers_keep_the_models_order_and_list_what_collapsed() -> None:
@@ -212,8 +258,37 @@ def test_figures_are_all_there_and_titled(single: Any) -> None:
     assert list(figures(LADDER, [], [], title="x", metric="accuracy")) == ["accuracy", "early_stop", "overview"]
 
 
+def test_the_metrics_figure_is_named_after_it(tmp_path: Path) -> None:
+    curves = rewards("ticket", 0, 0, [None, 20.0, 100.0])
+    charts = figures(LADDER, curves, [], title="x", metric="return")
+    assert list(charts) == ["return", "early_stop", "curves", "train_return", "overview"]
+    titles = [panel["title"]["text"] for panel in charts["overview"].to_dict()["concat"]]
+    assert titles == ["Test return", "Early-stop step", "Validation return", "Training return"]
+    assert charts["train_return"].to_dict()["title"]["text"] == "x: training return"
+    saved = save_figures(tmp_path, {"return": charts["return"], "train_return": charts["train_return"]})
+    assert [path.name for path in saved][::3] == ["return.svg", "train_return.svg"]
+
+
+@pytest.mark.parametrize("metric", ["curves", "layers", "early stop", "Overview"])
+def test_no_metric_takes_another_figures_name(metric: str, single: Any) -> None:
+    charts = figures(*single, title="x", metric=metric)
+    assert list(charts) == [file_name(metric), "early_stop", "curves", "layers", "overview"]
+    assert file_name(metric) == f"metric_{metric.lower().replace(' ', '_')}"
+
+
+@given(st.text(max_size=30))
+def test_a_name_is_fit_for_a_file(metric: str) -> None:
+    assert re.fullmatch(r"[a-z0-9][a-z0-9_]*", file_name(metric))
+    assert file_name(metric) not in OTHERS
+
+
+def test_names_of_known_metrics_stay_as_they_are() -> None:
+    for metric in ("accuracy", "balanced_accuracy", "return", "perplexity", "bleu"):
+        assert file_name(metric) == metric
+
+
 @pytest.mark.parametrize(
-    ("draw", "name"), [(accuracy_figure, "rounds"), (curves_figure, "curves"), (layers_figure, "layers")]
+    ("draw", "name"), [(metric_figure, "rounds"), (curves_figure, "curves"), (layers_figure, "layers")]
 )
 def test_no_rows_are_refused(draw: Any, name: str) -> None:
     with pytest.raises(InputError, match=f"there are no {name}"):
@@ -221,7 +296,7 @@ def test_no_rows_are_refused(draw: Any, name: str) -> None:
 
 
 def test_files_are_what_their_names_say(tmp_path: Path, single: Any) -> None:
-    svg, png, pdf = save_figures(tmp_path / "figures", {"accuracy": accuracy_figure(single[0])})
+    svg, png, pdf = save_figures(tmp_path / "figures", {"accuracy": metric_figure(single[0])})
     assert [svg.name, png.name, pdf.name] == ["accuracy.svg", "accuracy.png", "accuracy.pdf"]
     text = svg.read_text()
     assert text.startswith("<svg ")

@@ -19,7 +19,7 @@ from tombola.methods import Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors
 from tombola.recipe import DrawRecipe
 from tombola.sealed import json_hash
-from tombola.store import DrawRecord, Store
+from tombola.store import DrawRecord, Store, told_in_training
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
 from tombola.version import versions
@@ -133,7 +133,7 @@ class Draw:
 
     def curves(self) -> list[dict[str, Any]]:
         """One row for each evaluation of each run."""
-        metric = f"validation_{self.lab.task.metric}"
+        metric = self.lab.task.metric
         arms = [("ticket", 0, r.number, r.run, r.run.final_mask.density) for r in self.rounds]
         arms += [(c.arm, c.draw, c.round, c.run, c.density) for c in self.controls]
         return [
@@ -146,7 +146,8 @@ class Draw:
                 "step": row["step"],
                 "train_loss": row["train_loss"],
                 "validation_loss": row["validation_loss"],
-                "validation_metric": row[metric],
+                "validation_metric": row[f"validation_{metric}"],
+                **told_in_training(row, metric),
             }
             for arm, draw, number, run, density in arms
             for row in run.history

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError, TombolaError
 from tombola.pictures import Picture, picture
-from tombola.store import AuditRecord, DrawRecord, RunRecord, Store, as_seen, judging
+from tombola.store import AuditRecord, DrawRecord, RunRecord, Store, as_seen, judging, told_in_training
 
 if TYPE_CHECKING:
     from tombola.audits.verdict import Verdict
@@ -306,6 +306,7 @@ class _Reader:
                 "train_loss": at.get("train_loss"),
                 "validation_loss": at.get("validation_loss"),
                 "validation_metric": at.get(f"validation_{metric}"),
+                **told_in_training(at, metric),
             }
             for at in self.history(row["run"])
         ]

@@ -32,7 +32,8 @@ from tombola.store import Claim, ClaimLost, RunRecord, Store
 from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
 from tombola.training.checkpoint import Keeper, Slot
-from tombola.training.loop import Outcome, Training, train, training_cost
+from tombola.training.costs import flops_of_steps, training_cost
+from tombola.training.loop import Outcome, Training, train
 from tombola.version import versions
 
 POLL_SECONDS = 0.5
@@ -290,9 +291,8 @@ class Lab:
 
     def training_flops(self, run: Run) -> int | None:
         """Operations of a training under one mask (see ``Run.flops``)."""
-        examples = run.summary["steps"] * min(run.recipe.batch, len(self.splits(run.seed).train))
-        found = training_cost(self.task.build(run.seed), run.mask, self.splits(run.seed).train)
-        return None if found is None else found.training_flops(examples)
+        found = training_cost(self.task.build(run.seed), run.mask, train := self.splits(run.seed).train)
+        return None if found is None else flops_of_steps(found, train, run.recipe, 0, run.summary["steps"])
 
     def example(self, seed: int) -> Tensor:
         """The first part of a batch of two training examples of a seed: what a net is tried on."""

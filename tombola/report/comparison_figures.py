@@ -19,6 +19,7 @@ from tombola.errors import InputError
 from tombola.report import drawing
 from tombola.report.comparison import DENSE, ORDER, READINGS, Comparison
 from tombola.report.drawing import DOTTED, GREY, Points
+from tombola.report.spans import Span, span
 from tombola.report.tables import is_share, metric_name, percent
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def density_figure(found: Comparison, *, title: str) -> Figure:
     methods a few pixels apart.
 
     The dotted line is the mean of the dense nets. A method with a density of its own stands there. The y axis of a
-    share is the log of the error; else it is the ``drawing.window`` of all means, and the subtitle names what is cut
-    off. Raises ``InputError`` where there is no result.
+    share is the log of the error; else it is the ``spans.span`` of all means, that of dense nets foremost, and the
+    subtitle names what is cut off. Raises ``InputError`` where there is no result.
     """
     view = _View.of(found)
     panels = [_density_panel(view, group) for group in view.groups]
@@ -186,8 +187,14 @@ class _View:
         means = [p["mean"] for p in (*self.points, *self.dense)]
         if self.errors:
             return _Axis(min(means) / 1.02, max(means) * 1.02, HEIGHT).wider(AIR)
-        low, high = drawing.window(means, means, self.found.lower_is_better)
-        return _Axis(high, low, HEIGHT, log=False)
+        dense = [p["mean"] for p in self.dense] or means
+        low, high, log = span(self.found.metric, dense, means, self.found.lower_is_better)
+        return _Axis(high, low, HEIGHT, log)
+
+    @property
+    def shown(self) -> Span:
+        """The ends of the y axis, that of errors upside down."""
+        return Span(self.down.last, self.down.first, self.down.log)
 
     @property
     def heading(self) -> str:
@@ -196,7 +203,7 @@ class _View:
 
     def held(self, points: Points) -> Points:
         """The points with values near enough to the axis for renderers."""
-        return points if self.errors else drawing.near(points, [self.down.last, self.down.first])
+        return points if self.errors else drawing.near(points, self.shown)
 
     def x(self) -> alt.X:
         """The x axis of a chart."""
@@ -215,11 +222,11 @@ class _View:
         import altair as alt
 
         title = drawing.metric_axis(self.found.data.capitalize(), self.found.metric)
-        y = drawing.value_axis(title, [self.down.last, self.down.first])
+        y = drawing.value_axis(title, self.shown.domain, log=self.shown.log and not self.errors)
         if self.errors:
-            ticks = error_ticks(self.down.first, self.down.last)
+            ticks = drawing.even_log_ticks(self.down.first, self.down.last)
             y = y.axis(alt.Axis(values=ticks, labelExpr="format(100 - datum.value, '~g')"))
-            y = y.scale(alt.Scale(type="log", domain=[self.down.last, self.down.first], nice=False))
+            y = y.scale(alt.Scale(type="log", domain=self.shown.domain, nice=False))
         return y if heading == self.groups[0][0] else y.title(None)
 
     def apart(self, points: Points, names: Sequence[str]) -> Points:
@@ -245,16 +252,6 @@ class _View:
     def _height(self, value: float) -> float:
         """Pixels from the top; what is cut off stands at the end of the axis."""
         return min(max(self.down.pixel(value), 0.0), float(HEIGHT))
-
-
-def error_ticks(low: float, high: float) -> list[float]:
-    """Round errors between the ends of a log axis; evenly spaced ones where it is short."""
-    found = drawing.log_ticks(low, high)
-    for step in (s * 10.0 ** math.floor(math.log10(high - low)) for s in (1, 0.5, 0.2)):
-        if len(found) < 4:
-            numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
-            found = [float(f"{number * step:.6g}") for number in numbers]
-    return found
 
 
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -387,7 +384,7 @@ def _together(view: _View, panels: Sequence[alt.LayerChart], heading: str, *note
     cut = "On a log scale of the error."
     if not view.errors:
         means = [{**p, "low": p["mean"], "high": p["mean"]} for p in view.points]
-        cut = drawing.cut_off(means, [view.down.last, view.down.first], drawing.metric_form(view.found.metric))
+        cut = drawing.cut_off(means, view.shown, drawing.metric_form(view.found.metric))
     seeds = f"{drawing.seeds_named(view.found.rows).capitalize()}."
     text = " ".join(filter(None, (seeds, *notes, cut, view.found.gaps()))).replace(" %", "\N{NO-BREAK SPACE}%")
     lines = textwrap.wrap(text, 90 if len(panels) == 1 else 90 * len(panels))

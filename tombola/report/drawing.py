@@ -6,11 +6,11 @@ Axis ends, ticks and aggregates are computed here, in Python; a chart carries fi
 from __future__ import annotations
 
 import math
-import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tombola.report.spans import Span
 from tombola.report.tables import Group, Row, arms, groups, is_share, metric_name, percent, present
 
 if TYPE_CHECKING:
@@ -30,27 +30,6 @@ _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 # Viridis without its pale end.
 SEQUENCE = ("#440154", "#443983", "#31688e", "#21918c", "#35b779", "#6ccd5a", "#c2c81e")
-
-
-def window(focus: Sequence[float], everything: Sequence[float], lower_better: bool = False) -> list[float]:
-    """The ends of a y axis that shows ``focus`` well, and of ``everything`` what is not too far below it.
-
-    The axis reaches from the top of everything down to its bottom, but at most three times as far as the focus does,
-    and at most 3 % of the top where that is more. Values of the focus under Tukey's fence (1.5 interquartile ranges
-    under its lower quartile) don't count. Both ends get a margin of 4 %. Where lower is better, all is upside down.
-    """
-    if lower_better:
-        low, high = window([-v for v in focus], [-v for v in everything])
-        return [-high, -low]
-    if not everything:
-        return [0.0, 1.0]
-    focus = focus or everything
-    lower, _, upper = statistics.quantiles(focus, n=4, method="inclusive") if len(focus) > 1 else [focus[0]] * 3
-    top, fence = max(everything), lower - 1.5 * (upper - lower)
-    reach = max(top - min(v for v in focus if v >= fence), 0.01 * abs(top), 1e-9)
-    bottom = max(min(everything), top - 3 * reach)
-    margin = 0.04 * max(top - bottom, reach)
-    return [bottom - margin, top + margin]
 
 
 def points(found: Iterable[Group], field: str, scale: float = 1) -> Points:
@@ -80,14 +59,13 @@ def ends(drawn: Iterable[Mapping[str, float]]) -> list[float]:
     return [p[end] for p in drawn for end in ("low", "high")]
 
 
-def near(drawn: Points, domain: Sequence[float]) -> Points:
-    """The points with values held to within 50 heights of the axis: renderers lose a line that goes on to 1e12."""
-    reach = 50 * (domain[1] - domain[0])
+def near(drawn: Points, span: Span) -> Points:
+    """The points with values held to within 50 heights of the axis: renderers lose a line that goes on to 1e12. On a
+    log axis nothing is as far above, and a hundredth of its low end stands for what has no place on it."""
+    reach = 50 * (span.high - span.low)
+    low, high = (span.low / 100, math.inf) if span.log else (span.low - reach, span.high + reach)
     held = ("mean", "low", "high")
-    return [
-        {k: min(max(v, domain[0] - reach), domain[1] + reach) if k in held else v for k, v in point.items()}
-        for point in drawn
-    ]
+    return [{k: min(max(v, low), high) if k in held else v for k, v in point.items()} for point in drawn]
 
 
 def log_ends(values: Sequence[float]) -> list[float]:
@@ -104,6 +82,16 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in every if low <= tick <= high]
 
 
+def even_log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between the ends of a log axis; evenly spaced ones where it is short."""
+    found = log_ticks(low, high)
+    for step in (s * 10.0 ** math.floor(math.log10(high - low)) for s in (1, 0.5, 0.2)):
+        if len(found) < 4:
+            numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+            found = [float(f"{number * step:.6g}") for number in numbers]
+    return found
+
+
 def density_axis(drawn: Points) -> alt.X:
     """The x axis of every ladder: density of the net in percent, log, the dense net on the left."""
     import altair as alt
@@ -117,10 +105,14 @@ def density_axis(drawn: Points) -> alt.X:
     )
 
 
-def value_axis(title: str, domain: list[float], *, whole: bool = False) -> alt.Y:
-    """A linear y axis with exactly these ends; ``whole`` numbers get separators of thousands."""
+def value_axis(title: str, domain: Sequence[float], *, whole: bool = False, log: bool = False) -> alt.Y:
+    """A y axis with exactly these ends, linear or log; ``whole`` numbers get separators of thousands."""
     import altair as alt
 
+    domain = list(domain)
+    if log:
+        axis = alt.Axis(values=even_log_ticks(*domain), format=",~g")
+        return alt.Y("mean:Q", title=title, scale=alt.Scale(type="log", domain=domain, nice=False), axis=axis)
     axis = alt.Axis(tickCount=6, format=",d") if whole else alt.Axis(tickCount=6)
     return alt.Y("mean:Q", title=title, scale=alt.Scale(domain=domain, zero=False, nice=False), axis=axis)
 
@@ -202,12 +194,12 @@ def averaged(found: Iterable[Group], ranges: str, at: str = "") -> str:
     return f"Lines: means; {ranges}: lowest to highest run{at}. Runs: {runs}."
 
 
-def cut_off(drawn: Points, domain: Sequence[float], form: Callable[[float], str]) -> str:
+def cut_off(drawn: Points, span: Span, form: Callable[[float], str]) -> str:
     """Where the y axis ends before the points do, and whose these are; nothing where all can be seen."""
     notes = []
     for where, end, names in (
-        ("below", domain[0], arms([p for p in drawn if p["low"] < domain[0]])),
-        ("above", domain[1], arms([p for p in drawn if p["high"] > domain[1]])),
+        ("below", span.low, arms([p for p in drawn if p["low"] < span.low])),
+        ("above", span.high, arms([p for p in drawn if p["high"] > span.high])),
     ):
         if names:
             notes.append(f"Cut off {where} {form(end)}: {', '.join(names)}.")
@@ -216,7 +208,9 @@ def cut_off(drawn: Points, domain: Sequence[float], form: Callable[[float], str]
 
 def metric_form(metric: str) -> Callable[[float], str]:
     """How a value on the metric's axis, already in percent if it is a share, is written."""
-    return (lambda v: f"{v:.1f} %") if is_share(metric) else (lambda v: f"{v:.4g}")
+    if is_share(metric):
+        return lambda v: f"{v:.1f} %"
+    return lambda v: f"{v:,.0f}" if 1e3 <= abs(v) < 1e9 else f"{v:.4g}"
 
 
 def gaps(rounds: Sequence[Row], *fields: str) -> str:

@@ -1,21 +1,23 @@
-"""A draw in figures: accuracy, early stop, training curves and layer densities, fit for a paper.
+"""A draw in figures: its metric, early stop, training curves and layer densities, fit for a paper.
 
 Rows are those of ``tombola.report.tables``; ``curves`` has a row for each evaluation of a run (``step``,
-``validation_metric``), ``layers`` one for each layer and round (``layer_density``, ``kept``). One definition serves
-the interactive page as well as SVG, PNG and PDF.
+``validation_metric``, and ``train_metric`` where training data tell it of themselves), ``layers`` one for each layer
+and round (``layer_density``, ``kept``). One definition serves the interactive page as well as SVG, PNG and PDF.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError
 from tombola.report import drawing
 from tombola.report.drawing import AT_END, AT_STOP, DASHED, DOTTED, GREY, SEQUENCE, SOLID, Points
+from tombola.report.spans import Span, span
 from tombola.report.tables import (
     Group,
     Row,
@@ -24,7 +26,6 @@ from tombola.report.tables import (
     drawn_arms,
     groups,
     is_share,
-    lower_is_better,
     metric_name,
     percent,
     present,
@@ -39,31 +40,32 @@ POINTS = 120  # of a curve, at most: a line of this width can't show more
 CURVES = 7  # in one figure, at most: more can't be told apart
 NAMED_LAYERS = 14  # at most: with more, colour stands for a layer's place in the model
 
+OTHERS = ("early_stop", "curves", "layers", "overview")  # figures of every metric
 _READINGS = {AT_STOP: "stop_metric", AT_END: "end_metric"}
 
 
-def accuracy_figure(rounds: Sequence[Row], metric: str = "accuracy", data: str = "Test") -> alt.LayerChart:
+def metric_figure(rounds: Sequence[Row], metric: str = "accuracy", data: str = "Test") -> alt.LayerChart:
     """The metric on test ``data`` at early stop (solid) and at the end (dashed) against density, by arm.
 
     Lines are means; where a point has several runs, bars reach from the lowest to the highest and faint marks are the
-    single runs at early stop. The y axis is the ``drawing.window`` of the tickets' means, so that controls that fall
-    far don't flatten the tickets; the subtitle names the arms that are cut off.
+    single runs at early stop. The y axis is the ``spans.span`` of the tickets' means: what is far from them doesn't
+    flatten them; the subtitle names the arms that are cut off.
     """
     import altair as alt
 
     found, scale = _drawable(rounds), _scale(metric)
     points = [{**p, "read": read} for read, field in _READINGS.items() for p in drawing.points(found, field, scale)]
     tickets = [p["mean"] for p in points if p["arm"] == "ticket"]
-    domain = drawing.window(tickets, drawing.ends(points), lower_is_better(metric))
+    shown = span(metric, tickets, drawing.ends(points))
     reading = alt.Scale(domain=list(_READINGS), range=[SOLID, DASHED])
     layers = drawing.ladder(
-        drawing.near(points, domain),
-        drawing.near(drawing.single_runs(found, "stop_metric", scale), domain),
-        drawing.value_axis(drawing.metric_axis(data, metric), domain),
+        drawing.near(points, shown),
+        drawing.near(drawing.single_runs(found, "stop_metric", scale), shown),
+        drawing.value_axis(drawing.metric_axis(data, metric), shown.domain, log=shown.log),
         alt.StrokeDash("read:N", title="Measured", scale=reading, legend=drawing.stroke_legend()),
     )
     ranges = drawing.averaged(found, "bars", " at early stop")
-    cut = drawing.cut_off(points, domain, drawing.metric_form(metric))
+    cut = drawing.cut_off(points, shown, drawing.metric_form(metric))
     gaps = drawing.gaps(rounds, "stop_metric", "end_metric")
     return drawing.panel(layers, f"{data} {metric_name(metric)}", _dotted(points), _left_out(rounds), ranges, cut, gaps)
 
@@ -77,11 +79,11 @@ def early_stop_figure(rounds: Sequence[Row]) -> alt.LayerChart:
     points = drawing.points(found, "stop_step")
     top = max((p["high"] for p in points), default=1)
     limit = 4 * max((p["high"] for p in points if p["arm"] == "ticket"), default=top)
-    domain = [0, 1.05 * max(min(top, limit), 1)]
-    y = drawing.value_axis("Early-stop step", domain, whole=True)
+    shown = Span(0, 1.05 * max(min(top, limit), 1))
+    y = drawing.value_axis("Early-stop step", shown.domain, whole=True)
     layers = drawing.ladder(points, drawing.single_runs(found, "stop_step"), y)
     ranges = drawing.averaged(found, "bars")
-    cut = drawing.cut_off(points, domain, lambda v: f"step {v:,.0f}")
+    cut = drawing.cut_off(points, shown, lambda v: f"step {v:,.0f}")
     return drawing.panel(
         layers, "Early-stop step", _dotted(points), _left_out(rounds), ranges, cut, drawing.gaps(rounds, "stop_step")
     )
@@ -91,8 +93,37 @@ def curves_figure(curves: Sequence[Row], metric: str = "accuracy") -> alt.LayerC
     """Validation metric against step: the rounds of ``selection`` by colour, and one of them reinitialised, dashed.
 
     Lines are means, bands reach from the lowest to the highest run; each is thinned to at most 120 points. The y axis
-    is the ``drawing.window`` of the tickets' means after the first tenth of the steps.
+    is the ``spans.span`` of the tickets' means after the first tenth of the steps.
     """
+    return _curves(curves, metric, "validation_metric", "Validation")
+
+
+def training_figure(curves: Sequence[Row], metric: str) -> alt.LayerChart | None:
+    """The metric as the training data themselves tell it against step, where they come of acting: reward curves, say.
+    It shows the arms and has the form of ``curves_figure``. None where no training tells it.
+    """
+    told = [row for row in curves if present(row.get("train_metric"))]
+    if not told:
+        return None
+    # Before something has come of acting, a running mean has no value: that is no gap.
+    first: dict[Any, int] = {}
+    for row in told:
+        first[_run(row)] = min(row["step"], first.get(_run(row), row["step"]))
+    begun = [row for row in curves if row["step"] >= first.get(_run(row), 0)]
+    rows = [{"train_metric": None, **row} for row in begun]
+    steps = [row["step"] for row in curves]
+    note = "Running mean over the last games of training."
+    return _curves(rows, metric, "train_metric", "Training", [min(steps), max(steps)], note)
+
+
+def _run(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("arm", "round", "seed", "draw"))
+
+
+def _curves(
+    curves: Sequence[Row], metric: str, field: str, reading: str, steps: list[int] | None = None, note: str = ""
+) -> alt.LayerChart:
+    """A field of ``curves`` against step; ``steps`` are the ends of the axis where it isn't that of the values."""
     _check_any(curves, "curves")
     chosen, control = selection(curves)
     wanted = {("ticket", number) for number in chosen} | {("reinit", control)}
@@ -100,20 +131,21 @@ def curves_figure(curves: Sequence[Row], metric: str = "accuracy") -> alt.LayerC
     names = {g.round: percent(g.density) for g in found if g.arm == "ticket"}
     scale = _scale(metric)
     points = [
-        {"arm": g.arm, "round": g.round, "density": names[g.round], **p} for g in found for p in _curve(g.rows, scale)
+        {"arm": g.arm, "round": g.round, "density": names[g.round], **p}
+        for g in found
+        for p in _curve(g.rows, field, scale)
     ]
     late = max((p["step"] for p in points), default=0) / 10
     settled = [p["mean"] for p in points if p["arm"] == "ticket" and p["step"] >= late]
-    domain = drawing.window(settled, drawing.ends(points), lower_is_better(metric))
-    layers = _curve_layers(
-        drawing.near(points, domain), list(names.values()), drawing.metric_axis("Validation", metric), domain
-    )
+    shown = span(metric, settled, drawing.ends(points))
+    y = drawing.value_axis(drawing.metric_axis(reading, metric), shown.domain, log=shown.log)
+    layers = _curve_layers(drawing.near(points, shown), list(names.values()), y, steps)
     ranges = drawing.averaged(found, "bands")
-    cut = drawing.cut_off(points, domain, drawing.metric_form(metric))
-    return drawing.panel(layers, f"Validation {metric_name(metric)}", ranges, cut, _broken(found))
+    cut = drawing.cut_off(points, shown, drawing.metric_form(metric))
+    return drawing.panel(layers, f"{reading} {metric_name(metric)}", note, ranges, cut, _broken(found, field))
 
 
-def _curve_layers(points: Points, names: Sequence[str], title: str, domain: list[float]) -> list[alt.Chart]:
+def _curve_layers(points: Points, names: Sequence[str], y: alt.Y, steps: list[int] | None) -> list[alt.Chart]:
     """Bands where runs differ, and mean lines: colour by density, from dense to sparse, dashed where reinitialised."""
     import altair as alt
 
@@ -125,9 +157,9 @@ def _curve_layers(points: Points, names: Sequence[str], title: str, domain: list
         legend=drawing.stroke_legend() if len(shown) > 1 else None,
     )
     shades = [SEQUENCE[round(i * (len(SEQUENCE) - 1) / max(len(names) - 1, 1))] for i in range(len(names))]
-    y = drawing.value_axis(title, domain)
+    across = alt.Scale(nice=False) if steps is None else alt.Scale(nice=False, domain=steps)
     base = alt.Chart(alt.InlineData(values=points)).encode(
-        x=alt.X("step:Q", title="Training step", axis=alt.Axis(format=",d", tickCount=6), scale=alt.Scale(nice=False)),
+        x=alt.X("step:Q", title="Training step", axis=alt.Axis(format=",d", tickCount=6), scale=across),
         y=y,
         color=alt.Color(
             "density:N",
@@ -203,20 +235,32 @@ def _layer_points(layers: Sequence[Row], names: Sequence[str]) -> Points:
 def figures(
     rounds: Sequence[Row], curves: Sequence[Row], layers: Sequence[Row], *, title: str, metric: str
 ) -> dict[str, Figure]:
-    """All figures of a draw by name: accuracy, early_stop, curves, layers, and overview, which shows them in one.
+    """All figures of a draw by name: that of the metric by ``file_name``, early_stop, curves, train_METRIC where
+    training data come of acting, layers, and overview, which shows them in one.
 
     ``title`` names the task. A draw without curves or layers has no figure of them.
     """
-
-    single = {"accuracy": accuracy_figure(rounds, metric), "early_stop": early_stop_figure(rounds)}
+    name = file_name(metric)
+    single = {name: metric_figure(rounds, metric), "early_stop": early_stop_figure(rounds)}
     if curves:
         single["curves"] = curves_figure(curves, metric)
+    if (training := training_figure(curves, metric)) is not None:
+        single[f"train_{name}"] = training
     if layers:
         single["layers"] = layers_figure(layers)
     overview = drawing.beside(list(single.values()), f"{title}, {drawing.seeds_named(rounds)}")
     for chart in single.values():
         chart.title.text = f"{title}: {chart.title.text[0].lower()}{chart.title.text[1:]}"
     return {**single, "overview": overview}
+
+
+def file_name(metric: str) -> str:
+    """What the files of a metric's figure are called: ``accuracy``, ``return``, ``perplexity``.
+
+    Letters, digits and low lines alone, and none of the other figures' names.
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", metric.lower()).strip("_")
+    return f"metric_{name}".strip("_") if name in ("", *OTHERS) else name
 
 
 def save_figures(folder: Path, charts: Mapping[str, Figure]) -> list[Path]:
@@ -284,12 +328,12 @@ def _left_out(rounds: Sequence[Row]) -> str:
     return f"Not drawn, but in the table: {', '.join(others)}." if others else ""
 
 
-def _curve(rows: Sequence[Row], scale: float) -> Points:
+def _curve(rows: Sequence[Row], field: str, scale: float) -> Points:
     """A mean curve over runs with its lowest and highest values, thinned evenly, both ends kept."""
     values: dict[int, list[float]] = {}
     for row in rows:
-        if present(row["validation_metric"]):
-            values.setdefault(row["step"], []).append(scale * row["validation_metric"])
+        if present(row[field]):
+            values.setdefault(row["step"], []).append(scale * row[field])
     steps = sorted(values)
     if len(steps) > POINTS:
         steps = [steps[round(k * (len(steps) - 1) / (POINTS - 1))] for k in range(POINTS)]
@@ -297,11 +341,11 @@ def _curve(rows: Sequence[Row], scale: float) -> Points:
     return [{"step": step, "mean": s.mean, "low": s.low, "high": s.high} for step, s in spreads]
 
 
-def _broken(found: Iterable[Group]) -> str:
+def _broken(found: Iterable[Group], field: str) -> str:
     """The drawn curves of which a run has no value from some step on, or in between."""
     notes = []
     for group in found:
-        lost = [row for row in group.rows if not present(row["validation_metric"])]
+        lost = [row for row in group.rows if not present(row[field])]
         if lost:
             runs, total = ({(r["seed"], r["draw"]) for r in rows} for rows in (lost, group.rows))
             counted = f" ({len(runs)} of {len(total)} runs)" if len(total) > 1 else ""

@@ -101,14 +101,22 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric for word in ("loss", "perplexity", "error"))
 
 
+def is_perplexity(metric: str) -> bool:
+    """Whether the metric is the exponential of a loss, judged by its name: it is shown on a log axis."""
+    return metric.endswith("perplexity")
+
+
 def of_metric(metric: str) -> Callable[[float], str]:
     """How a value of a metric stands in a table, where its unit is in the header."""
     return (lambda v: f"{100 * v:.2f}") if is_share(metric) else (lambda v: f"{v:.4g}")
 
 
+_ABBREVIATIONS = {"bleu": "BLEU"}
+
+
 def metric_name(metric: str) -> str:
-    """The metric as it is written in prose: ``balanced_accuracy`` is balanced accuracy."""
-    return metric.replace("_", " ")
+    """The metric as it is written in prose: ``balanced_accuracy`` is balanced accuracy, ``bleu`` BLEU."""
+    return " ".join(_ABBREVIATIONS.get(word, word) for word in metric.split("_"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,16 @@
 """The store of runs: every training by its recipe's hash, complete or absent, shared by all processes."""
 
 from tombola.store.claims import Checkpoint, Claim, ClaimLost
-from tombola.store.records import AuditRecord, DrawRecord, RunRecord, as_seen, judging, minute, value_at
+from tombola.store.records import (
+    AuditRecord,
+    DrawRecord,
+    RunRecord,
+    as_seen,
+    judging,
+    minute,
+    told_in_training,
+    value_at,
+)
 from tombola.store.store import Store, is_there
 from tombola.store.sweep import GcReport
 
@@ -18,5 +27,6 @@ __all__ = [
     "is_there",
     "judging",
     "minute",
+    "told_in_training",
     "value_at",
 ]

@@ -80,6 +80,13 @@ def as_seen(draw: DrawRecord, known: Sequence[RunRecord]) -> DrawRecord:
     return replace(draw, status="interrupted")
 
 
+def told_in_training(evaluation: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """``train_metric``, the metric as the training data themselves told it at a row of a run's history; nothing where
+    they don't come of acting. The training loss, which every row has, is none."""
+    name = f"train_{metric}"
+    return {"train_metric": evaluation[name]} if name in evaluation and metric != "loss" else {}
+
+
 def judging(
     found: Sequence[AuditRecord], judged: Sequence[DrawRecord], known: Sequence[DrawRecord]
 ) -> list[AuditRecord]:

@@ -52,6 +52,11 @@ class Acting(Examples, Protocol):
         """
         ...
 
+    def forward_passes(self, steps: int, recipe: Recipe) -> int:
+        """Forward passes, of one example each, that playing takes for the first so many steps of a training: what it
+        costs beside the steps themselves."""
+        ...
+
 
 def acts(train: Examples) -> TypeGuard[Acting]:
     """Whether training data come of acting."""

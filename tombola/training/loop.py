@@ -18,9 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tombola.batches import tensors
-from tombola.costs import Cost, cost
-from tombola.criteria.base import untouched
 from tombola.engines import Plan, begin, check_device, evaluate
 from tombola.engines.replicates import Place, Replicate, ReplicatedSession
 from tombola.errors import InputError
@@ -29,6 +26,7 @@ from tombola.recipe import Recipe
 from tombola.tasks.task import Examples, Splits, State, Task
 from tombola.training.changes import Changes
 from tombola.training.checkpoint import Progress, Saved, Slot
+from tombola.training.costs import flops_of_steps, training_cost
 
 
 @dataclass(frozen=True)
@@ -235,11 +233,10 @@ class _Course:
     def __init__(
         self, task: Task, recipe: Recipe, training: Training, plan: Plan, session: _View, place: Place | None = None
     ) -> None:
-        self.task, self.training, self.plan, self.session = task, training, plan, session
+        self.task, self.recipe, self.training, self.plan, self.session = task, recipe, training, plan, session
         per_epoch = recipe.steps_per_epoch(len(training.splits.train))
         self.first, self.last = recipe.start.steps(per_epoch), recipe.steps.steps(per_epoch)
         self.every = max(1, recipe.evaluate_every.steps(per_epoch))
-        self.batch = min(recipe.batch, len(training.splits.train))
         self.progress = Progress(place=place) if training.saved is None else training.saved.progress
         self.changes: Changes | None = None
         mask = training.mask if self.progress.mask is None else self.progress.mask
@@ -271,7 +268,9 @@ class _Course:
     def note(self, steps: int) -> None:
         """Take note of so many steps just taken, and of the state after them where that is wanted."""
         if self.cost is not None:
-            self.progress.flops += self.cost.training_flops(steps * self.batch)
+            done = self.session.step - self.first - steps
+            train = self.training.splits.train
+            self.progress.flops += flops_of_steps(self.cost, train, self.recipe, done, steps)
         self.keep_state()
         if self.changes is not None:
             self.changes.look()
@@ -352,18 +351,6 @@ class _Course:
                 values = evaluate(self.task, self.session.model, test, state)
             judged |= {f"test_{name}": value for name, value in values.items()}
         return judged
-
-
-def training_cost(model: nn.Module, mask: Mask, train: Examples) -> Cost | None:
-    """What a net costs on these examples; None where it can't be run on the first part of a batch."""
-    parts = tensors(train.take(torch.zeros(2, dtype=torch.int64)))  # one has no statistics to normalise by
-    if not parts:
-        return None
-    try:
-        with untouched(model, "eval"):
-            return cost(model, mask, example=parts[0])
-    except InputError:
-        return None
 
 
 def _in_order(mask: Mask, model: nn.Module) -> Mask:

@@ -129,8 +129,8 @@ def _results(search: Search, stem: str, of: str, *, ladder: bool) -> _Part:
     charts = []
     if ladder:
         metric, read = metric_name(search.metric), search.data.capitalize()
-        accuracy = figures.accuracy_figure(search.rounds, search.metric, read)
-        charts.append(chart(f"{stem}-{slug(metric)}", accuracy, title=f"{read} {metric}", of=of))
+        drawn = figures.metric_figure(search.rounds, search.metric, read)
+        charts.append(chart(f"{stem}-{slug(metric)}", drawn, title=f"{read} {metric}", of=of))
         stop = figures.early_stop_figure(search.rounds)
         charts.append(chart(f"{stem}-early-stop", stop, title="Early-stop step", of=of))
     return _Part("Results by density", charts=charts, tables=[tables.rounds(search, f"{stem}-rounds")])
@@ -140,8 +140,11 @@ def _training(search: Search, stem: str, of: str) -> _Part:
     if not any(row["density"] > 0 for row in search.curves):
         return _Part("Training", words="No training has a curve yet.")
     drawn = figures.curves_figure(search.curves, search.metric)
-    title = f"Validation {metric_name(search.metric)}"
-    return _Part("Training", charts=[chart(f"{stem}-curves", drawn, title=title, of=of)])
+    metric = metric_name(search.metric)
+    charts = [chart(f"{stem}-curves", drawn, title=f"Validation {metric}", of=of)]
+    if (training := figures.training_figure(search.curves, search.metric)) is not None:
+        charts.append(chart(f"{stem}-train-{slug(metric)}", training, title=f"Training {metric}", of=of))
+    return _Part("Training", charts=charts)
 
 
 def _kept(search: Search, stem: str, of: str, *, ladder: bool) -> _Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,12 @@ class TrainingGames:
     def play(self, seed: int, recipe: Recipe) -> Playing:
         """Games for a training of a seed, from their beginning."""
         return Playing(self.game, self.rules, seed, recipe)
+
+    def forward_passes(self, steps: int, recipe: Recipe) -> int:
+        """One for each move, and one for what each game shows after its last before the net is trained. The values of
+        games that are broken off aren't counted: how many there will be isn't known."""
+        times = math.ceil(steps * recipe.batch / (self.rules.passes * self.rules.moves))
+        return times * (self.rules.moves + self.rules.games)
 
     def take(self, index: Tensor) -> Moves:
         """Moves of a policy that knows nothing, with the returns of what it did within 32 moves."""
