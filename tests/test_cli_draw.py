@@ -142,19 +142,6 @@ def test_figures_are_drawn_unless_refused(drawn: Drawn) -> None:
 # ---- lists
 
 
-def test_tasks_are_listed_with_what_a_choice_needs() -> None:
-    shown = call("draw", "--list-tasks")
-    assert shown.status == 0
-    found = call("draw", "--list-tasks", "--json").json
-    assert [task["name"] for task in found] == list(tb.TASKS)
-    for task in found:
-        line = next(line for line in shown.out.splitlines() if line.startswith(f"{task['name']} "))
-        assert task["description"] in line
-        assert f"{task['rounds']} rounds of {task['recipe']['steps']}, batch {task['recipe']['batch']}" in line
-    digits = next(line for line in shown.out.splitlines() if line.startswith("digits-mlp "))
-    assert digits.endswith(" seconds")
-
-
 def test_methods_are_listed_with_a_line_each() -> None:
     from tombola.audits.controls import CONTROLS
     from tombola.criteria import CRITERIA

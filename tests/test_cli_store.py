@@ -299,13 +299,20 @@ def test_gc_refuses_a_grace_that_is_no_time(grace: str, tmp_path: Path) -> None:
 def test_doctor_reports_versions_data_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOMBOLA_CONFIG", raising=False)
     (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True)
-    (tmp_path / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").touch()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / "data" / "MNIST" / "raw" / f"{name}-ubyte{'.gz' if '3' in name else ''}").touch()
+    (tmp_path / "data" / "sst2").mkdir()
+    (tmp_path / "data" / "sst2" / "dev.tsv").touch()
     args = ("doctor", "--data-root", tmp_path / "data", "--store", tmp_path / "runs")
     found = call(*args, "--json").json
     assert found["versions"]["tombola"] == tb.__version__
     assert found["data"]["root"] == str(tmp_path / "data")
-    assert found["data"]["MNIST"].startswith("found in ")
-    assert found["data"]["CIFAR-10"].startswith("not in ")
+    data = found["data"]
+    assert data["MNIST"] == f"found in {tmp_path / 'data' / 'MNIST' / 'raw'}"
+    assert data["CIFAR-10"] == f"not in {tmp_path / 'data'}: downloaded when first needed (170 MB)"
+    assert data["SST-2"].startswith(f"only in part in {tmp_path / 'data' / 'sst2'}: the rest is downloaded")
+    assert data["ImageNet"].endswith("you must put it there")
+    assert {"WikiText-2", "Multi30k", "Places365-Standard"} <= data.keys()
     assert found["store"]["state"] == "not there yet: made when first needed"
     assert found["problems"] == []
     tb.Store(tmp_path / "runs").close()

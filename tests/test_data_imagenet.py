@@ -157,7 +157,7 @@ def test_an_image_of_absurd_size_is_not_decoded(folder: ImageFolder, monkeypatch
         folder.take(torch.tensor([0]))
 
 
-def test_a_missing_file_and_missing_pillow_are_errors_of_the_data(
+def test_a_missing_file_and_missing_pillow_are_named(
     folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder.root / folder.files[0]).unlink()
@@ -165,8 +165,8 @@ def test_a_missing_file_and_missing_pillow_are_errors_of_the_data(
         folder.take(torch.tensor([0]))
     with pytest.raises(DataError, match="can't be read"):
         _ = folder.digest
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(DataError, match=r"pip install 'tombola\[images\]'"):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InputError, match=r"pip install 'tombola\[images\]'"):
         load_imagenet(tmp_path)
 
 

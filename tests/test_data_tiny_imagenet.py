@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_download import Web, remote, serving
 
-from tombola.errors import DataError
+from tombola.errors import DataError, InputError
 from tombola.tasks.data import sources
 from tombola.tasks.data.arrays import Arrays
 from tombola.tasks.data.tiny_imagenet import load_tiny_imagenet
@@ -120,15 +120,15 @@ def test_the_archive_comes_from_a_mirror(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_without_pillow_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(DataError, match=r"pip install 'tombola\[images\]'"):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InputError, match=r"pip install 'tombola\[images\]'"):
         load_tiny_imagenet(tmp_path, download=False)
 
 
 def test_what_is_kept_needs_no_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, made_files())
     load_tiny_imagenet(tmp_path, download=False)
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     check(load_tiny_imagenet(tmp_path, download=False))
 
 

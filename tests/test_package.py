@@ -17,7 +17,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 # From the ground floor up: a module imports only from floors below its own, or its own package.
 FLOORS = [
     {"errors", "version", "atomic"},
-    {"seeds", "durations", "sealed", "toml"},
+    {"seeds", "durations", "sealed", "toml", "extras"},
     {"mask", "coding", "batches", "entries"},
     {"pruning", "schedules", "guarding", "recipe", "pictures"},
     {"criteria", "costs", "early_bird", "updates", "integrations"},

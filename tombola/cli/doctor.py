@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,18 +14,8 @@ from tombola.cli import output
 from tombola.cli.options import Verb, data_root_option, json_option, store_option
 from tombola.errors import TombolaError
 
-_DATA = {
-    "MNIST": ("MNIST/raw", "train-images-idx3-ubyte"),
-    "FashionMNIST": ("FashionMNIST/raw", "train-images-idx3-ubyte"),
-    "CIFAR-10": ("cifar-10-batches-bin", "data_batch_1.bin"),
-    "CIFAR-100": ("cifar-100-binary", "train.bin"),
-    "SVHN": (".", "train_32x32.mat"),
-    "Tiny-ImageNet": (".", "tiny-imagenet-200.safetensors", "tiny-imagenet-200.zip", "tiny-imagenet-200/wnids.txt"),
-    "ImageNet": ("imagenet", "train"),
-    "Places365": (".", "data_256_standard", "train_256_places365standard.tar"),
-}
-"""By data set, its folder in the data root and what of it is looked for there: one of these, or one gzipped."""
-_NOT_DOWNLOADED = {"ImageNet"}
+if TYPE_CHECKING:
+    from tombola.tasks.data.sources import Source
 
 
 @click.command("doctor", cls=Verb)
@@ -92,19 +82,25 @@ def _kernels() -> str:
 def _data(data_root: Path | None) -> dict[str, str]:
     from tombola.tasks.data.root import configuration_path
     from tombola.tasks.data.root import data_root as root_of
+    from tombola.tasks.data.sources import SOURCES
 
     root, configuration = root_of(data_root), configuration_path()
     there = "" if configuration.exists() else " (not there, nor needed)"
-    found = {name: _found(name, root / folder, wanted) for name, (folder, *wanted) in _DATA.items()}
+    found = {source.title: _found(source, root) for source in SOURCES.values()}
     return {"root": str(root), "configuration": f"{configuration}{there}", "digits": "embedded", **found}
 
 
-def _found(name: str, folder: Path, wanted: list[str]) -> str:
-    if any((folder / file).exists() for first in wanted for file in (first, f"{first}.gz")):
-        return f"found in {folder}"
-    return f"not in {folder}: " + (
-        "you must put it there" if name in _NOT_DOWNLOADED else "downloaded when first needed"
-    )
+def _found(source: Source, root: Path) -> str:
+    """Found where a task loads it without a download."""
+    parts = source.found(root)
+    there = [path.parent for path in parts if path is not None]
+    if there and None not in parts:
+        return f"found in {os.path.commonpath(there)}"
+    if there:
+        how = "the rest is downloaded when first needed" if source.files else "you must put the rest there"
+        return f"only in part in {os.path.commonpath(there)}: {how}"
+    how = f"downloaded when first needed ({source.size_in_words})" if source.files else "you must put it there"
+    return f"not in {root / source.folder}: {how}"
 
 
 def _store(store: str) -> dict[str, str]:

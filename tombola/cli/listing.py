@@ -3,73 +3,113 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tombola.cli import output
 
-# Seconds of a training of the dense net with its evaluations, on one core of an AMD EPYC (Zen 4; Zen 5 for LeNet-5 and
-# the Conv nets). Later rounds are faster on engines that leave out pruned work: what is computed from these is an upper
-# end.
-_TRAINING = {
-    "digits-mlp": 0.4,
-    "digits-conv": 1.0,
-    "mnist-lenet300": 70.0,
-    "fashion-lenet300": 70.0,
-    "mnist-lenet5": 1_200.0,
-    **dict.fromkeys(("mnist-lenet300-quick", "fashion-lenet300-quick"), 10.0),
-    **dict.fromkeys(("cifar10a-lenet300-quick", "cifar10b-lenet300-quick"), 30.0),
-    **dict.fromkeys(("mnist-vgg11-quick", "fashion-vgg11-quick"), 65.0),
-    **dict.fromkeys(("cifar10a-vgg11-quick", "cifar10b-vgg11-quick"), 80.0),
-    "cifar10-conv2": 3_800.0,
-    "cifar10-conv4": 7_750.0,
-    "cifar10-conv6": 14_400.0,
-    "cifar10-vgg11-quick": 120.0,
-    "cifar10-resnet20-quick": 150.0,
-    "wikitext2-lstm-small": 130.0,
-    "multi30k-transformer-small": 180.0,
-    "cartpole": 50.0,
-    "cartpole-ppo": 23.0,
-    "acrobot": 90.0,
-    "acrobot-ppo": 47.0,
-}
-_UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+if TYPE_CHECKING:
+    from tombola.tasks import Task
+    from tombola.tasks.pretrained.bert import Family
+
+_UNITS = ((365 * 86_400, "years"), (86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+_HEADS = ("task", "needs", "one core", "GPU", "recipe of a draw")
 
 
 def tasks(as_json: bool) -> None:
-    """Print the tasks: name, network and data, recipe in short, rough time."""
-    from tombola.tasks import TASKS, Task
-    from tombola.tasks.pretrained import FROM_A_CHECKPOINT
+    """Print the tasks: name, needs, rough times and recipe in short, and in a line of its own network and data."""
+    from tombola.cli.task_times import GPU_FLOPS, GPU_LEAST, known
 
-    def about(task: Task) -> dict[str, Any]:
-        recipe = task.recipe
-        seconds = None
-        if task.name in _TRAINING:
-            seconds = round(_TRAINING[task.name] * (task.rounds + 1), 1)
-        short = f"{task.rounds} rounds of {recipe.steps}, batch {recipe.batch}, {recipe.optimizer} {recipe.lr:g}"
-        full = recipe.model_dump(mode="json")
-        return {
-            "name": task.name,
-            "description": task.description,
-            "in_short": short,
-            "rough_seconds": seconds,
-            "rounds": task.rounds,
-            "allocation": task.allocation,
-            "relative_rates": dict(task.relative_rates),
-            "recipe": full,
-        }
-
-    found = [about(task) for task in TASKS.values()]
+    found = _tasks()
     if as_json:
         output.document(found)
         return
-    header = {"task": "left", "network and data": "left", "recipe": "left", "rough time": "right"}
-    rows = [[t["name"], t["description"], t["in_short"], _roughly(t["rough_seconds"])] for t in found]
-    output.table(output.columns(header, rows))
-    output.sentence("Rough time: a whole draw on one core, every round at the speed of the dense net.")
-    families = ", ".join(f"{name}:CHECKPOINT" for name in FROM_A_CHECKPOINT)
-    output.sentence(f"From a pre-trained net, a folder of Transformers or a name on the Hugging Face hub: {families}.")
+    rows = [_HEADS, *(_row(task) for task in found)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADS))]
+    lines = []
+    for row, about in zip(rows, ["network and data", *(task["description"] for task in found)], strict=True):
+        cells = (
+            cell.rjust(w) if head in ("one core", "GPU") else cell.ljust(w)
+            for head, cell, w in zip(_HEADS, row, widths, strict=True)
+        )
+        lines += ["  ".join(cells).rstrip(), f"    {about}"]
+    output.sentence("\n".join(output.inert(line) for line in lines))
+    measured = known().machines.get("cpu", {}).get("machine", "unknown")
+    click.echo()
+    output.sentence(
+        "Times are of a whole draw of one seed, every round at the speed of the dense net, so an upper end; two seeds "
+        f"take as long on two cores (-j 2). One core: from steps and evaluations measured on one of {measured}. GPU: "
+        f"with ~ not measured but reckoned, for one that does {GPU_FLOPS / 1e12:g} TFLOP/s in practice and takes "
+        f"{1000 * GPU_LEAST:g} ms for a step at least; decoding image files on the CPU may take longer. Games are "
+        "played on the CPU, which bounds their steps: more cores help, a GPU little."
+    )
+    output.sentence("[NAME] is an extra: pip install 'tombola[NAME]'.")
+    output.sentence(
+        "CHECKPOINT is a folder of Transformers or a name on the Hugging Face hub; times are those of BERT base, of "
+        "sst2-bert-small those of the net of wikitext2-mlm-small."
+    )
+
+
+def _tasks() -> list[dict[str, Any]]:
+    """All that is known of each task; a task that begins with a checkpoint is one of any."""
+    from tombola.tasks import TASKS
+    from tombola.tasks.pretrained import FROM_A_CHECKPOINT
+
+    found = [
+        _about(name, task) | {"allocation": task.allocation, "relative_rates": dict(task.relative_rates)}
+        for name, task in TASKS.items()
+    ]
+    return found + [_about(f"{name}:CHECKPOINT", family) for name, family in FROM_A_CHECKPOINT.items()]
+
+
+def _about(name: str, task: Task | Family) -> dict[str, Any]:
+    from tombola.cli.task_times import known
+    from tombola.tasks.data.sources import SOURCES
+
+    recipe = task.recipe
+    data = [SOURCES[own] for own in task.data_sets]
+    about: dict[str, Any] = {
+        "name": name,
+        "description": task.description,
+        "in_short": f"{task.rounds} rounds of {recipe.steps}, batch {recipe.batch}, {recipe.optimizer} {recipe.lr:g}",
+        "data": [
+            {"name": s.name, "title": s.title, "downloaded": bool(s.files), "bytes": s.size, "size": s.size_in_words}
+            for s in data
+        ],
+        "extra": task.extra and {"name": task.extra.name, "missing": task.extra.missing, "command": task.extra.command},
+        **dict.fromkeys(("one_core_seconds", "gpu_seconds", "gpu_is", "training_flops", "steps")),
+        "rounds": task.rounds,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    times = known().tasks.get(name.removesuffix("CHECKPOINT"))
+    if times is None:
+        return about
+    gpu = times.cuda or times.reckoned(recipe)
+    how = None if gpu is None else "reckoned" if times.cuda is None else "measured"
+    trainings = task.rounds + 1
+    return about | {
+        "one_core_seconds": times.cpu and round(trainings * times.seconds(recipe, times.cpu), 1),
+        "gpu_seconds": gpu and round(trainings * times.seconds(recipe, gpu), 1),
+        "gpu_is": "bound by games on the CPU" if times.plays and gpu is None else how,
+        "training_flops": times.training_flops(recipe),
+        "steps": times.steps(recipe),
+    }
+
+
+def _row(task: dict[str, Any]) -> tuple[str, ...]:
+    """A task's cells under ``_HEADS``."""
+    gpu = _roughly(task["gpu_seconds"]) if task["gpu_seconds"] else "plays on CPU" if task["gpu_is"] else ""
+    mark = "~" if task["gpu_is"] == "reckoned" else ""
+    return task["name"], _needs(task), _roughly(task["one_core_seconds"]), f"{mark}{gpu}", task["in_short"]
+
+
+def _needs(task: dict[str, Any]) -> str:
+    """Data with the size of their download, and the extra."""
+    needs = [f"{s['title']}, {s['size'] if s['downloaded'] else 'put in place by you'}" for s in task["data"]]
+    if (extra := task["extra"]) is not None:
+        needs.append(f"[{extra['name']}]{' missing' if extra['missing'] else ''}")
+    return "; ".join(needs) or "-"
 
 
 def _roughly(seconds: float | None) -> str:

@@ -7,17 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tombola.errors import InputError
+from tombola.extras import TRANSFORMERS
 from tombola.guarding import Guard
 from tombola.mask import Mask
 
-try:
+with TRANSFORMERS.needed_by("MaskCallback"):
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ImportError as error:
-    raise InputError(
-        "MaskCallback belongs to the Trainer of Transformers, which isn't installed: "
-        "pip install 'tombola[transformers]'"
-    ) from error
 
 
 class MaskCallback(TrainerCallback):

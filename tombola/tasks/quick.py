@@ -32,6 +32,7 @@ _VGG: dict[str, Any] = {
     "margin": 0.01,
 }
 _GREY, _COLOUR = (1, 28, 28), (3, 32, 32)
+_GREY_SETS = (("mnist", "MNIST", load_mnist), ("fashion", "Fashion-MNIST", load_fashion_mnist))
 
 
 def _colour_mlp(factor: float = 1.0) -> nn.Module:
@@ -46,11 +47,12 @@ QUICK = (
             model=lenet300,
             scaled=lenet300,
             load=splits_of(load, 5_000),
+            data_sets=(title.lower(),),
             input_shape=_GREY,
             description=f"LeNet-300-100 on {title}, 6,000 steps, for a CPU",
             **_LENET,
         )
-        for name, title, load in (("mnist", "MNIST", load_mnist), ("fashion", "Fashion-MNIST", load_fashion_mnist))
+        for name, title, load in _GREY_SETS
     ),
     *(
         Task(
@@ -58,6 +60,7 @@ QUICK = (
             model=_colour_mlp,
             scaled=_colour_mlp,
             load=splits_of(partial(load_cifar10_half, half=half), 2_500),
+            data_sets=("cifar10",),
             input_shape=_COLOUR,
             description=f"LeNet-300-100 on half {half} of CIFAR-10's training images, 6,000 steps, for a CPU",
             **_LENET,
@@ -70,11 +73,12 @@ QUICK = (
             model=partial(vgg, 11, width=16, colours=1),
             scaled=partial(vgg, 11, width=16, colours=1),
             load=splits_of(load, 5_000, examples=20_000),
+            data_sets=(title.lower(),),
             input_shape=_GREY,
             description=f"VGG-11 of a quarter of the width (16) on 20,000 images of {title}, 4 epochs, for a CPU",
             **_VGG,
         )
-        for name, title, load in (("mnist", "MNIST", load_mnist), ("fashion", "Fashion-MNIST", load_fashion_mnist))
+        for name, title, load in _GREY_SETS
     ),
     *(
         Task(
@@ -82,6 +86,7 @@ QUICK = (
             model=partial(vgg, 11, width=16),
             scaled=partial(vgg, 11, width=16),
             load=augmented_splits(partial(load_cifar10_half, half=half), 2_500),
+            data_sets=("cifar10",),
             input_shape=_COLOUR,
             description=f"VGG-11 of a quarter of the width (16) on half {half} of CIFAR-10's training images, 4 epochs",
             **_VGG,

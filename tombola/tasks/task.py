@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from tombola.atomic import write_atomic
 from tombola.batches import moved, tensors
 from tombola.errors import InputError
+from tombola.extras import Extra
 from tombola.mask import prunable
 from tombola.recipe import Recipe
 from tombola.sealed import content_hash
@@ -128,6 +129,11 @@ class Task:
         Whether the weights of embeddings may be pruned like others.
     load
         For built-in tasks: ``load(root, seed, progress)`` gives the splits in place of the three fields.
+    data_sets
+        For built-in tasks: the data sets that ``load`` takes from the data root, by their names in
+        ``tasks/data/sources.py``. None for games and for data that come with a dependency.
+    extra
+        For built-in tasks: what must be installed beside Tombola.
     input_shape
         The shape of one input. What needs no more than that, such as SynFlow, then does without the data.
     scaled
@@ -153,6 +159,8 @@ class Task:
     rounds: int = 12
     margin: float = 0.005
     load: LoadSplits | None = None
+    data_sets: tuple[str, ...] = ()
+    extra: Extra | None = None
     input_shape: tuple[int, ...] | None = None
     scaled: Callable[[float], nn.Module] | None = None
     description: str = ""

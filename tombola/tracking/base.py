@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
-
-from tombola.errors import InputError
 
 
 @runtime_checkable
@@ -38,17 +35,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Nothing more will come. No run is open, unless the tracker has failed."""
-
-
-@contextmanager
-def needing(extra: str) -> Iterator[None]:
-    """Turn what misses an optional package into an ``InputError`` with the command that installs it."""
-    try:
-        yield
-    except ImportError as error:
-        raise InputError(
-            f"tracker {extra!r} needs a package that is not installed ({error}); run pip install 'tombola[{extra}]'"
-        ) from error
 
 
 def flat(values: Mapping[str, Any], under: str = "") -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from tombola.tracking.base import flat, needing, numbers
+from tombola.extras import Extra
+from tombola.tracking.base import flat, numbers
 
 SECONDS = 5.0
 """A run's curves are sent at most so often: a server far away must not be asked at every evaluation."""
@@ -37,7 +38,7 @@ class Mlflow:
     """
 
     def __init__(self) -> None:
-        with needing("mlflow"):
+        with Extra("mlflow", ("mlflow",)).needed_by("tracker mlflow"):
             self._client: Any = import_module("mlflow.tracking").MlflowClient()
             self._entities: Any = import_module("mlflow.entities")
         self._open: dict[str, _Open] = {}

@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tombola.tracking.base import flat, needing, numbers
+from tombola.extras import Extra
+from tombola.tracking.base import flat, numbers
 
 _MOST_CHARACTERS = 200  # of a folder's name; file systems take 255
 
@@ -24,7 +25,7 @@ class TensorBoard:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        with needing("tensorboard"):
+        with Extra("tensorboard", ("tensorboard",)).needed_by("tracker tensorboard"):
             self._module: Any = import_module("torch.utils.tensorboard")
             self._summary: Any = import_module("torch.utils.tensorboard.summary")
         self._configs: dict[str, Mapping[str, Any]] = {}

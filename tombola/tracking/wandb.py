@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from tombola.tracking.base import needing, numbers
+from tombola.extras import Extra
+from tombola.tracking.base import numbers
 
 _DIGITS = 32  # of a run's identity: no two runs share them, and addresses stay short
 
@@ -22,7 +23,7 @@ class Wandb:
     """
 
     def __init__(self) -> None:
-        with needing("wandb"):
+        with Extra("wandb", ("wandb",)).needed_by("tracker wandb"):
             self._wandb: Any = import_module("wandb")
         self._runs: dict[str, Any] = {}
 

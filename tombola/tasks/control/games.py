@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tombola.errors import InputError
+from tombola.extras import ATARI, BOX2D, GYMNASIUM, Extra
 from tombola.seeds import stream_seed
 
 Numbers = NDArray[Any]
@@ -42,7 +40,7 @@ class Game:
     scale: float = 0.01
     clipped: bool = False
 
-    needs: tuple[str, ...] = ("gymnasium",)
+    extra: Extra = GYMNASIUM
 
     @property
     def seen_as(self) -> torch.dtype:
@@ -51,13 +49,7 @@ class Game:
 
     def check(self) -> None:
         """``InputError`` where what it needs isn't installed."""
-        for name in self.needs:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # SWIG's types have no module, which Python deprecates
-                    importlib.import_module(name)
-            except ImportError as error:
-                raise InputError(f"{self.id} needs the package {name}: pip install 'tombola[rl]'") from error
+        self.extra.require(self.id)
 
     def tables(self, number: int) -> Any:
         """So many of them as a vector environment of gymnasium that begins no game by itself."""
@@ -89,7 +81,7 @@ class AtariGame(Game):
     seed. It ends with the last life.
     """
 
-    needs: tuple[str, ...] = ("gymnasium", "ale_py")
+    extra: Extra = ATARI
 
     @property
     def seen_as(self) -> torch.dtype:
@@ -127,4 +119,4 @@ def atari(id: str, actions: int) -> Game:
 
 CARTPOLE = Game("CartPole-v1", (4,), 2, 200)
 ACROBOT = Game("Acrobot-v1", (6,), 3, 500)
-LUNARLANDER = replace(Game("LunarLander-v3", (8,), 4, 1000), needs=("gymnasium", "Box2D"))
+LUNARLANDER = Game("LunarLander-v3", (8,), 4, 1000, extra=BOX2D)

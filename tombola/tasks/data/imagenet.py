@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tombola.errors import DataError, InputError
-from tombola.tasks.data.images import need_pillow, open_image, pixels
+from tombola.extras import IMAGES
+from tombola.tasks.data.images import open_image, pixels
 from tombola.tasks.data.root import HOW_TO_SET
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def load_imagenet(root: Path) -> tuple[ImageFolder, ImageFolder]:
     Classes are numbered in the order of their folders' names. Never downloaded: ``DataError`` says where to put it, and
     where Pillow is not installed, how to install it.
     """
-    need_pillow()
+    IMAGES.require("this data set's reader of images")
     folder = root / "imagenet"
     names = {part: _classes(folder / part, root) for part in ("train", "val")}
     if names["train"] != names["val"]:

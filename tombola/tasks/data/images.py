@@ -19,16 +19,6 @@ FORMATS = ("JPEG", "PNG")
 MOST_PIXELS = 100_000_000
 
 
-def need_pillow() -> None:
-    """Raise ``DataError`` with the command that installs Pillow where it is missing."""
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            "this data set's images are read by Pillow, which is not installed; run pip install 'tombola[images]'"
-        ) from error
-
-
 def open_image(data: bytes | Path, origin: str) -> Image:
     """The decoded image as RGB; ``origin`` names it in the ``DataError`` for what is no JPEG or PNG or is damaged.
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from tombola.errors import DataError
+from tombola.extras import IMAGES
 from tombola.tasks.data.download import Progress
 from tombola.tasks.data.imagenet import ImageFolder
-from tombola.tasks.data.images import need_pillow
 from tombola.tasks.data.sources import PLACES365, obtain
 from tombola.tasks.data.unpacking import extract_members
 
@@ -35,9 +35,9 @@ def load_places365(
     images in ``root/data_256_standard`` and ``root/val_256``. What is missing is taken from the archives in ``root``,
     which are downloaded if need be (some 25 GB). The official test part has no labels and is left alone.
 
-    Raises ``DataError`` where something is missing or damaged, and where Pillow is not installed.
+    Raises ``DataError`` where something is missing or damaged, ``InputError`` where Pillow is not installed.
     """
-    need_pillow()
+    IMAGES.require("this data set's reader of images")
     missing = [name for name, *_ in _PARTS if not (root / name).is_file()]
     wanted = [(archive, folder) for _, archive, _, folder in _PARTS if not (root / folder).is_dir()]
     archives = [*([_LISTS] if missing else []), *(archive for archive, _ in wanted)]

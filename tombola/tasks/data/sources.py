@@ -1,4 +1,4 @@
-"""The data sets that can be downloaded: their files, where these belong under the data root, and who offers them."""
+"""The data sets: their files, where these belong under the data root, how to see that they are there, their hosts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,51 @@ from tombola.tasks.data.root import HOW_TO_SET, configuration, configuration_pat
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set's files, the folder under the data root they belong in, and the addresses of its public hosts."""
+    """A data set: the files of its download, the folder under the data root that they belong in, its public hosts."""
 
     name: str
     title: str
     folder: str
     files: tuple[RemoteFile, ...]
+    """None of a data set that must be put in place by hand."""
     hosts: tuple[str, ...]
+    version: str = ""
+    """Which of several it is."""
+    parts: tuple[tuple[str, ...], ...] = ()
+    """Paths under the data root, of which the data set is there: of each tuple one, a folder where it ends in ``/``.
+    By default the files of the download, those that are gzipped unpacked or not."""
+    some_bytes: int | None = None
+    """Roughly the size of the download, where that of a file isn't known."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the download: exactly, or else ``some_bytes``."""
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if sizes and len(sizes) == len(self.files) else self.some_bytes
+
+    @property
+    def size_in_words(self) -> str:
+        """``12 MB``, ``some 25 GB``; empty where nothing is downloaded."""
+        if self.size is None:
+            return ""
+        unit, name = (1e9, "GB") if self.size >= 1e9 else (1e6, "MB")
+        rough = any(file.size is None for file in self.files)
+        return f"{'some ' if rough else ''}{self.size / unit:.{0 if self.size >= 3 * unit else 1}f} {name}"
+
+    def found(self, root: Path) -> list[Path | None]:
+        """For each part the path of it that is there, under the data root, or None. The data set can be loaded without
+        a download where none is None."""
+        parts = self.parts or tuple(
+            tuple(f"{self.folder}/{name}".lstrip("/") for name in dict.fromkeys((f.name.removesuffix(".gz"), f.name)))
+            for f in self.files
+        )
+        return [next((found for path in part if (found := _there(root, path))), None) for part in parts]
+
+
+def _there(root: Path, path: str) -> Path | None:
+    """The first file of a path under the root, which may hold ``*``, or folder where it ends in ``/``."""
+    found = (p for p in root.glob(path) if (p.is_dir() if path.endswith("/") else p.is_file()))
+    return next(found, None)
 
 
 MNIST = Source(
@@ -50,21 +88,29 @@ FASHION_MNIST = Source(
 )
 CIFAR10 = Source(
     name="cifar10",
-    title="CIFAR-10 (binary version)",
+    title="CIFAR-10",
+    version="binary version",
     folder="",
+    parts=tuple(
+        (f"cifar-10-batches-bin/{name}.bin", "cifar-10-binary.tar.gz")
+        for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+    ),
     files=(RemoteFile("cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530", 170_052_171),),
     hosts=("https://www.cs.toronto.edu/~kriz",),
 )
 CIFAR100 = Source(
     name="cifar100",
-    title="CIFAR-100 (binary version)",
+    title="CIFAR-100",
+    version="binary version",
     folder="",
+    parts=tuple((f"cifar-100-binary/{name}.bin", "cifar-100-binary.tar.gz") for name in ("train", "test")),
     files=(RemoteFile("cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8", 168_513_733),),
     hosts=("https://www.cs.toronto.edu/~kriz",),
 )
 SVHN = Source(
     name="svhn",
-    title="SVHN (cropped digits)",
+    title="SVHN",
+    version="cropped digits",
     folder="",
     files=(
         RemoteFile("train_32x32.mat", "md5:e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
@@ -76,19 +122,27 @@ TINY_IMAGENET = Source(
     name="tiny-imagenet",
     title="Tiny-ImageNet-200",
     folder="",
+    parts=(("tiny-imagenet-200.safetensors", "tiny-imagenet-200/wnids.txt", "tiny-imagenet-200.zip"),),
     files=(RemoteFile("tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de", 248_100_043),),
     hosts=("http://cs231n.stanford.edu",),
 )
 WIKITEXT2 = Source(
     name="wikitext2",
-    title="WikiText-2 (word level)",
+    title="WikiText-2",
+    version="word level",
     folder="",
+    parts=tuple(
+        (f"wikitext-2/wiki.{name}.tokens", f"wikitext-2/{name}.txt", "wikitext-2-v1.zip")
+        for name in ("train", "valid", "test")
+    ),
     files=(RemoteFile("wikitext-2-v1.zip", "md5:542ccefacc6c27f945fb54453812b3cd"),),
+    some_bytes=4_000_000,
     hosts=("https://wikitext.smerity.com", "https://s3.amazonaws.com/research.metamind.io/wikitext"),
 )
 MULTI30K = Source(
     name="multi30k",
-    title="Multi30k (task 1, English and German)",
+    title="Multi30k",
+    version="task 1, English and German",
     folder="multi30k",
     files=(
         RemoteFile("train.en.gz", "sha256:d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f", 568_929),
@@ -106,7 +160,8 @@ MULTI30K = Source(
 )
 SST2 = Source(
     name="sst2",
-    title="SST-2 (whole sentences)",
+    title="SST-2",
+    version="whole sentences",
     folder="sst2",
     files=(
         RemoteFile("train.tsv", "sha256:ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920", 720_259),
@@ -117,8 +172,16 @@ SST2 = Source(
 )
 PLACES365 = Source(
     name="places365",
-    title="Places365-Standard (256x256)",
+    title="Places365-Standard",
+    version="256x256",
     folder="",
+    parts=(
+        ("places365_train_standard.txt", "filelist_places365-standard.tar"),
+        ("places365_val.txt", "filelist_places365-standard.tar"),
+        ("data_256_standard/", "train_256_places365standard.tar"),
+        ("val_256/", "val_256.tar"),
+    ),
+    some_bytes=25_000_000_000,
     files=(
         RemoteFile("filelist_places365-standard.tar", "md5:35a0585fee1fa656440f3ab298f8479c"),
         RemoteFile("train_256_places365standard.tar", "md5:53ca1c756c3d1e7809517cc47c5561c5"),
@@ -126,10 +189,18 @@ PLACES365 = Source(
     ),
     hosts=("http://data.csail.mit.edu/places/places365",),
 )
-SOURCES = {
-    source.name: source
-    for source in (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, SVHN, TINY_IMAGENET, WIKITEXT2, MULTI30K, SST2, PLACES365)
-}
+IMAGENET = Source(
+    name="imagenet",
+    title="ImageNet",
+    folder="imagenet",
+    files=(),
+    hosts=(),
+    parts=(("imagenet/train/*/",), ("imagenet/val/*/",)),
+)
+_IMAGES = (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, SVHN, TINY_IMAGENET, IMAGENET, PLACES365)
+_TEXTS = (WIKITEXT2, MULTI30K, SST2)
+SOURCES = {source.name: source for source in (*_IMAGES, *_TEXTS)}
+"""By their names; ``data_sets`` of a task are of these."""
 
 
 def mirrors(name: str) -> list[str]:
@@ -161,7 +232,8 @@ def obtain(
     """
     folder, addresses = root / source.folder, mirrors(source.name)
     if not download:
-        raise DataError(_missing(source, root, files, f"{source.title} is not in the data root {root}.", note))
+        title = f"{source.title} ({source.version})" if source.version else source.title
+        raise DataError(_missing(source, root, files, f"{title} is not in the data root {root}.", note))
     for position, file in enumerate(files):
         try:
             fetch(file, folder, mirrors=addresses, progress=progress)

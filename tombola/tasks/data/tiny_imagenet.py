@@ -19,9 +19,10 @@ from torch import Tensor
 
 from tombola.atomic import TEMPORARY
 from tombola.errors import DataError
+from tombola.extras import IMAGES
 from tombola.tasks.data.arrays import Arrays
 from tombola.tasks.data.download import Progress
-from tombola.tasks.data.images import need_pillow, open_image, pixels
+from tombola.tasks.data.images import open_image, pixels
 from tombola.tasks.data.sources import TINY_IMAGENET, obtain
 
 _NAME = "tiny-imagenet-200"
@@ -43,7 +44,7 @@ def load_tiny_imagenet(root: Path, *, download: bool = True, progress: Progress 
     there in future; delete that file to have the images decoded anew. The official test part has no labels and is left
     alone.
 
-    Raises ``DataError`` where something is missing or damaged, and where Pillow is not installed.
+    Raises ``DataError`` where something is missing or damaged, ``InputError`` where Pillow is not installed.
     """
     kept = root / f"{_NAME}.safetensors"
     if not kept.is_file():
@@ -69,7 +70,7 @@ class _Files(Protocol):
 
 
 def _files(root: Path, download: bool, progress: Progress | None) -> _Files:
-    need_pillow()
+    IMAGES.require("this data set's reader of images")
     folder, archive = root / _NAME, root / TINY_IMAGENET.files[0].name
     if (folder / "wnids.txt").is_file():
         return _Folder(folder)

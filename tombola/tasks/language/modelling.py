@@ -90,6 +90,7 @@ MODELLING = (
         model=_FULL,
         scaled=lambda factor: _FULL(factor=factor),
         load=wikitext2_splits(33_278, streams=30, segment=50),
+        data_sets=("wikitext2",),
         recipe=Recipe(
             steps=Duration(10, "ep"),
             batch=30,
@@ -108,6 +109,7 @@ MODELLING = (
         model=_SMALL,
         scaled=lambda factor: _SMALL(factor=factor),
         load=wikitext2_splits(2_000, streams=20, segment=35, tokens=400_000),
+        data_sets=("wikitext2",),
         recipe=Recipe(
             steps=Duration(5, "ep"),
             batch=20,

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tombola.errors import DataError, InputError
+from tombola.errors import InputError
+from tombola.extras import LANGUAGE
 
 FIRST = 3
 """The number of the first subword: those below are the ``PAD``, ``BEGIN`` and ``END`` of ``models/transformer.py``."""
 _BYTES = 256
-
-
-def need_extra() -> None:
-    """Raise ``DataError`` with the command that installs what translation needs, where something is missing."""
-    for name in ("tokenizers", "sacrebleu"):
-        if importlib.util.find_spec(name) is None:
-            raise DataError(f"translation needs {name}, which is not installed; run pip install 'tombola[language]'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +27,9 @@ class Subwords:
         """``size`` tokens, ``PAD``, ``BEGIN`` and ``END`` among them, merged by their frequency in the lines.
 
         The same lines give the same subwords, in seconds for tens of thousands. Raises ``InputError`` for a size that
-        has no room for single bytes, ``DataError`` where the extra isn't installed.
+        has no room for single bytes, and where the extra isn't installed.
         """
-        need_extra()
+        LANGUAGE.require("translation")
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if size < FIRST + _BYTES:

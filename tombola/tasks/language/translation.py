@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from tombola.durations import Duration
 from tombola.errors import InputError
+from tombola.extras import LANGUAGE
 from tombola.recipe import Recipe
 from tombola.tasks.data.download import Progress
 from tombola.tasks.data.multi30k import load_multi30k
 from tombola.tasks.data.root import data_root
 from tombola.tasks.language.decoding import beam_search, greedy
 from tombola.tasks.language.pairs import Pairs
-from tombola.tasks.language.subwords import Subwords, need_extra
+from tombola.tasks.language.subwords import Subwords
 from tombola.tasks.models.scaling import scaled
 from tombola.tasks.models.transformer import PAD, Transformer
 from tombola.tasks.task import LoadSplits, Splits, Task
@@ -128,7 +129,7 @@ def multi30k_splits(words: int, *, group: int) -> LoadSplits:
     """Multi30k in ``words`` subwords of both languages, those of the training part (read in groups of ``group``)."""
 
     def splits(root: Path | None, seed: int, progress: Progress | None) -> Splits:
-        need_extra()
+        LANGUAGE.require("translation")
         parts = load_multi30k(data_root(root), progress=progress)
         subwords = Subwords.trained((*parts[0].source, *parts[0].target), words)
         train, validation, test = (Pairs.of(part.source, part.target, subwords, group) for part in parts)
@@ -171,6 +172,8 @@ TRANSLATION = (
         model=_FULL,
         scaled=lambda factor: _FULL(factor=factor),
         load=multi30k_splits(8_000, group=64),
+        data_sets=("multi30k",),
+        extra=LANGUAGE,
         recipe=_recipe(steps=Duration(40, "ep"), lr=5e-4, warmup=Duration(2_000), evaluate_every=Duration(1, "ep")),
         rounds=15,
         margin=0.5,
@@ -182,6 +185,8 @@ TRANSLATION = (
         model=_SMALL,
         scaled=lambda factor: _SMALL(factor=factor),
         load=multi30k_splits(3_000, group=32),
+        data_sets=("multi30k",),
+        extra=LANGUAGE,
         recipe=_recipe(
             steps=Duration(2, "ep"), batch=32, lr=3e-3, warmup=Duration(200), evaluate_every=Duration(1, "ep")
         ),

@@ -8,6 +8,7 @@ by one threshold (Chen et al. 2020, section 3).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from tombola.durations import Duration
 from tombola.errors import InputError
+from tombola.extras import TRANSFORMERS, Extra
 from tombola.recipe import Recipe
 from tombola.tasks.data.download import Progress
 from tombola.tasks.data.root import data_root
@@ -34,6 +36,8 @@ COLON = ":"
 VOCABULARY, ROW = 8192, 128
 """Of the small BERT: tokens that it knows, and tokens in a row at most."""
 _SMALL_ROW, _HEADS = 64, 2
+_TEXT, _SENTENCES = ("wikitext2",), ("sst2",)
+ROUNDS = 9
 
 _FINE_TUNING = Recipe(
     steps=Duration(3, "ep"),
@@ -130,6 +134,8 @@ def _pre_training(name: str, recipe: Recipe, length: int, description: str) -> T
         model=small_bert,
         scaled=small_bert,
         load=partial(_text_splits, length=length, tokenizer=_learned_tokenizer),
+        data_sets=_TEXT,
+        extra=TRANSFORMERS,
         kind=MASKED_WORDS,
         tokenizer=_learned_tokenizer,
         loss=told,
@@ -137,7 +143,7 @@ def _pre_training(name: str, recipe: Recipe, length: int, description: str) -> T
         conclude=concluded,
         allocation="global",
         unpruned=("*embeddings*", "cls.*"),
-        rounds=9,
+        rounds=ROUNDS,
         recipe=recipe,
         description=description,
     )
@@ -165,6 +171,8 @@ def _sst2(name: str, found: Checkpoint, recipe: Recipe) -> TransformersTask:
         name=name,
         model=partial(found.load, CLASSIFIER),
         load=partial(_sentence_splits, tokenizer=lambda root: found.tokenizer, longest=longest),
+        data_sets=_SENTENCES,
+        extra=TRANSFORMERS,
         kind=CLASSIFIER,
         checkpoint=found,
         tokenizer=lambda root: found.tokenizer,
@@ -172,7 +180,7 @@ def _sst2(name: str, found: Checkpoint, recipe: Recipe) -> TransformersTask:
         metrics=judged,
         allocation="global",
         unpruned=heads(found, CLASSIFIER),
-        rounds=9,
+        rounds=ROUNDS,
         margin=0.015,
         recipe=recipe,
         description=f"SST-2 fine-tuned from {found.name}",
@@ -184,6 +192,8 @@ def _further_mlm(name: str, found: Checkpoint, recipe: Recipe) -> TransformersTa
         name=name,
         model=partial(found.load, MASKED_WORDS),
         load=partial(_text_splits, length=_longest(found, ROW), tokenizer=lambda root: found.tokenizer),
+        data_sets=_TEXT,
+        extra=TRANSFORMERS,
         kind=MASKED_WORDS,
         checkpoint=found,
         tokenizer=lambda root: found.tokenizer,
@@ -192,18 +202,38 @@ def _further_mlm(name: str, found: Checkpoint, recipe: Recipe) -> TransformersTa
         conclude=concluded,
         allocation="global",
         unpruned=heads(found, MASKED_WORDS),
-        rounds=9,
+        rounds=ROUNDS,
         recipe=recipe,
         description=f"Masked language modelling on WikiText-2 from {found.name}",
     )
 
 
-FROM_A_CHECKPOINT: dict[str, Callable[[str, Checkpoint], TransformersTask]] = {
-    "sst2-bert": partial(_sst2, recipe=_FINE_TUNING),
-    "sst2-bert-small": partial(_sst2, recipe=_SMALL_FINE_TUNING),
-    "wikitext2-mlm": partial(_further_mlm, recipe=_FURTHER_PRE_TRAINING),
+@dataclass(frozen=True)
+class Family:
+    """The tasks of one name that differ in the checkpoint they begin with."""
+
+    make: Callable[[str, Checkpoint, Recipe], TransformersTask]
+    recipe: Recipe
+    data_sets: tuple[str, ...]
+    description: str
+    rounds: int = ROUNDS
+    extra: Extra = TRANSFORMERS
+
+    def task(self, name: str, found: Checkpoint) -> TransformersTask:
+        """The one of a checkpoint."""
+        return self.make(name, found, self.recipe)
+
+
+FROM_A_CHECKPOINT = {
+    "sst2-bert": Family(_sst2, _FINE_TUNING, _SENTENCES, "SST-2 fine-tuned from a checkpoint"),
+    "sst2-bert-small": Family(
+        _sst2, _SMALL_FINE_TUNING, _SENTENCES, "SST-2 fine-tuned from a checkpoint of a few million weights"
+    ),
+    "wikitext2-mlm": Family(
+        _further_mlm, _FURTHER_PRE_TRAINING, _TEXT, "Masked language modelling on WikiText-2 from a checkpoint"
+    ),
 }
-"""By the name before the colon, the task of a checkpoint."""
+"""By the name before the colon."""
 _KNOWN: dict[str, TransformersTask] = {}
 
 
@@ -230,7 +260,7 @@ def from_checkpoint(name: str) -> TransformersTask | None:
         full = f"{family}{COLON}{found.name}"
         known = _KNOWN.get(full)
         if known is None or known.checkpoint != found:
-            known = FROM_A_CHECKPOINT[family](full, found)
+            known = FROM_A_CHECKPOINT[family].task(full, found)
         _KNOWN[full] = known
         if not Path(address).expanduser().is_dir():
             _KNOWN[name] = known

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from tombola.errors import DataError, InputError
+from tombola.extras import TRANSFORMERS
 
-EXTRA = "pip install 'tombola[transformers]'"
 _FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
@@ -38,10 +38,8 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 def transformers() -> Any:
     """The library. ``InputError`` where it isn't installed."""
-    try:
+    with TRANSFORMERS.needed_by("a net of Transformers"):
         import transformers as library
-    except ImportError as error:
-        raise InputError(f"nets of Transformers need the library, which isn't installed: {EXTRA}") from error
     return library
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tombola.errors import InputError
 from tombola.tasks.data.wikitext import END
-from tombola.tasks.pretrained.checkpoint import EXTRA, transformers
+from tombola.tasks.pretrained.checkpoint import transformers
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNKNOWN = "<unk>"
@@ -25,10 +24,8 @@ def learned(words: tuple[str, ...], size: int, longest: int) -> Any:
     that the net takes.
     """
     library = transformers()
-    try:
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    except ImportError as error:
-        raise InputError(f"a tokenizer is learned by the library tokenizers, which isn't installed: {EXTRA}") from error
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
     made = Tokenizer(models.BPE())
     made.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
