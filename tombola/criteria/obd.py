@@ -20,7 +20,7 @@ from tombola.criteria.kfac import logits_of
 from tombola.errors import InputError, suggestion
 
 MOST_EXACT = 2000
-"""Kept weights up to which the exact diagonal is taken: a product with the Hessian for each, for every batch."""
+"""Weights up to which the exact diagonal is taken: a product with the Hessian for each, for every batch."""
 HESSIANS = ("auto", "exact", "gauss_newton", "hutchinson", "fisher")
 Terms = Callable[[nn.Module, Any], Tensor]
 """Of a model and one example: the numbers whose squared gradients are summed."""
@@ -37,6 +37,7 @@ class Obd:
 
     ``"exact"``
         From a product of the Hessian with each kept weight's unit vector; for at most ``MOST_EXACT`` (2,000) of them.
+        Of a large net that few of whose weights are kept, that still takes hours on thousands of examples.
     ``"gauss_newton"``
         The diagonal of ``J' (diag(p) - p p') J``, with ``J`` the derivatives of the logits and ``p`` the probabilities
         that they give: what the Hessian of a cross-entropy is without the curvature of the net itself, and the Fisher
@@ -55,7 +56,8 @@ class Obd:
         cut into examples. Needs a loss of one example to be what it adds to a batch's mean: batch normalisation in
         training mode is refused.
     ``"auto"``
-        Exact for as many kept weights as that can be, else Gauss-Newton; Hutchinson's where that is not the loss's:
+        Exact for nets with at most ``MOST_EXACT`` weights, pruned ones too, so that a ladder has one kind of Hessian
+        from its first round to its last; else Gauss-Newton; Hutchinson's where that is not the loss's:
         where the model's output is no logits, where the loss of the first batch does not bend in them as the mean
         cross-entropy does (another loss, weighted classes), or where batch normalisation is by the batch's statistics.
 
@@ -91,7 +93,7 @@ class Obd:
         for batch in given:
             size = size_of(batch)
             if hessian == "auto":
-                hessian = _fitting(weights.model, loss, batch, _count(kept))
+                hessian = _fitting(weights.model, loss, batch, sum(p.numel() for p in parameters.values()))
             for found in self._found(hessian, weights, loss, batch, parameters, kept):
                 for total, part in zip(diagonal.values(), found, strict=True):
                     total.add_(part.detach(), alpha=size)
@@ -134,7 +136,7 @@ class Obd:
 
 
 def _fitting(model: nn.Module, loss: Loss, batch: Any, count: int) -> str:
-    """What ``"auto"`` is for this many kept weights, by the first batch."""
+    """What ``"auto"`` is for a net of this many weights, by the first batch."""
     if count <= MOST_EXACT:
         return "exact"
     return "gauss_newton" if not _mixing(model) and _bends_as_cross_entropy(model, loss, batch) else "hutchinson"
