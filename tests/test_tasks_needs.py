@@ -41,7 +41,7 @@ EXTRAS = {
     extra: tuple(
         dict.fromkeys(p for t in tb.TASKS.values() if t.extra and t.extra.name == extra for p in t.extra.packages)
     )
-    for extra in {t.extra.name for t in tb.TASKS.values() if t.extra}
+    for extra in sorted({t.extra.name for t in tb.TASKS.values() if t.extra})
 }
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "mnist": load_mnist,
