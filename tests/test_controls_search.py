@@ -302,7 +302,7 @@ def test_loaded_data_that_cannot_be_spoilt_are_refused_before_any_training(store
     with pytest.raises(tb.InputError, match="don't begin with a tensor of two dimensions"):
         list(rounds(Draw(recipe, lab)))
     assert not store.runs()
-    known = controls_for(flat, recipe, lab.splits(0).train)
+    known = controls_for(flat, recipe, lambda: lab.splits(0).train)
     assert set(controls_for(flat, recipe)) - set(known) == {"shuffled_pixels"}
 
 

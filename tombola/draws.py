@@ -257,8 +257,8 @@ def _search(recipe: DrawRecipe, lab: Lab) -> Search:
         update_until=recipe.update_until,
         ticket=recipe.ticket,
     )
-    for name in recipe.controls:  # now that data are there, and before any training
-        get_control(name).check(lab.task, method, recipe, lab.splits(recipe.seed).train)
+    for name in recipe.controls:  # now that data can be had, and before any training
+        get_control(name).check(lab.task, method, recipe, lambda: lab.splits(recipe.seed).train)
     net = lab.task.build(recipe.seed).to(recipe.training.device)
     whole = search.whole(net)
     if method.prunes == "after":  # a criterion that fails does so before any training

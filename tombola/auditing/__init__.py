@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -239,9 +239,9 @@ def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -
     return found
 
 
-def controls_for(task: Task, recipe: DrawRecipe, data: Examples | None = None) -> tuple[str, ...]:
-    """The controls that a draw gets where none are named: all that change one thing and that ``data``, what it trains
-    on, allow, but costly searches."""
+def controls_for(task: Task, recipe: DrawRecipe, data: Callable[[], Examples] | None = None) -> tuple[str, ...]:
+    """The controls that a draw gets where none are named: all that change one thing and that what it trains on,
+    which ``data`` gives, allows, but costly searches."""
     method = get_method(recipe.method)
     if not method.trains_tickets(recipe.survivors):
         return ()
@@ -279,7 +279,7 @@ def _to_round(claim: Claim, run: Runner) -> DrawRecipe:
 def _with_controls(run: Runner, task: Task, recipe: DrawRecipe, round: int, how: How) -> DrawRecipe:
     named = how.controls
     if named is None:
-        named = controls_for(task, recipe, run.lab(recipe).splits(recipe.seed).train)
+        named = controls_for(task, recipe, lambda: run.lab(recipe).splits(recipe.seed).train)
     changes = {"controls": named, "control_draws": how.control_draws, "dense_rates": how.dense_rates}
     return draw_recipe(task, {**recipe.model_dump(), **changes, "control_rounds": (round,) if named else None})
 

@@ -54,13 +54,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Asked:
-    """A draw that is asked for with controls, before anything of it is trained; ``data`` are what it trains on, where
-    that is known already."""
+    """A draw that is asked for with controls, before anything of it is trained; ``data`` gives what it trains on, where
+    that can be had already."""
 
     task: Task
     method: Method
     recipe: DrawRecipe
-    data: Examples | None = None
+    data: Callable[[], Examples] | None = None
 
     @property
     def who(self) -> str:
@@ -109,9 +109,12 @@ class Control:
             raise InputError(f"control {self.name!r} {_SINGLE}, but this mask is of whole channels: leave it out")
         return self.training(subject, draw)
 
-    def refusal(self, task: Task, method: Method, recipe: DrawRecipe, data: Examples | None = None) -> str | None:
+    def refusal(
+        self, task: Task, method: Method, recipe: DrawRecipe, data: Callable[[], Examples] | None = None
+    ) -> str | None:
         """Why a draw can't have this control; None where it can, as far as can be told before it begins: of built-in
-        tasks, whose data are not at hand before they are loaded, all only with ``data``, what is trained on."""
+        tasks, whose data are not at hand before they are loaded, all only with ``data``. That gives what is trained on,
+        and is called by what asks for it alone."""
         asked = Asked(task, method, recipe, data)
         if method.of_channels and not self.channels:
             reason: str | None = f"{_SINGLE}, but {asked.who} prunes whole channels"
@@ -119,7 +122,7 @@ class Control:
             reason = self.reason(asked)
         return None if reason is None else f"control {self.name!r} {reason}: leave it out"
 
-    def check(self, task: Task, method: Method, recipe: DrawRecipe, data: Examples | None = None) -> None:
+    def check(self, task: Task, method: Method, recipe: DrawRecipe, data: Callable[[], Examples] | None = None) -> None:
         """``InputError`` where a draw can't have this control."""
         if (refusal := self.refusal(task, method, recipe, data)) is not None:
             raise InputError(refusal)

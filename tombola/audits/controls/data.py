@@ -69,7 +69,7 @@ def _reason(name: str) -> Callable[[Asked], str | None]:
                 "would change"
             )
         if asked.data is not None:
-            return unfit(name, asked.data)
+            return unfit(name, asked.data())
         return None if asked.task.load is not None else unfit(name, examples(asked.task.train))
 
     return reason
