@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tombola.methods.base import Round
 from tombola.methods.work import measured
 from tombola.pruning import Allocation
 from tombola.seeds import stream
+from tombola.shipping.compressed import compress, decompress
 from tombola.shipping.sharing import share
 from tombola.tasks.balance import balanced
 
@@ -132,6 +134,17 @@ def test_deep_compression_shares_values_and_prunes_on_from_the_nets_before(store
         for name, most in (("1.weight", 8), ("5.weight", 4)):
             assert len(now.run.final[name][now.mask[name]].unique()) <= most
     assert same(found.ticket(found.rounds[2]).values | {}, found.rounds[2].run.final)
+
+
+def test_deep_compression_is_stored_as_its_compressed_file(store: tb.Store, tmp_path: Path) -> None:
+    found = drawn(store, toy_task(model=conv, **QUICK), method="deep_compression", rounds=2, settings={"bits": 2})
+    dense, *rows = found.rows()
+    assert dense["bytes"] == found.rounds[0].run.bytes
+    for row, round in zip(rows, found.rounds[1:], strict=True):
+        net = tb.Ticket(round.run.final_mask, round.run.final, {})
+        compress(net, tmp_path / "net.tbc")
+        assert row["bytes"] == (tmp_path / "net.tbc").stat().st_size
+        assert same(dict(decompress(tmp_path / "net.tbc").values), dict(net.values))
 
 
 # ---- costs
