@@ -245,9 +245,10 @@ def test_a_shipped_study_loads_in_both_sizes(name: str, quick: bool) -> None:
     assert not found.refused
     assert len({found.label(d) for d in found.draws}) == len(found.draws)
     if quick:
-        assert {d.recipe.task for d in found.draws} <= {"digits-mlp", "digits-conv"}
+        tasks = {d.recipe.task for d in found.draws}
+        assert all(tb.TASKS[name].data_sets == () for name in tasks - {"wikitext2-lstm-small"}), "no download"
     else:
-        assert len(found.draws) > 9
+        assert len(found.draws) >= 9
     assert found.runs == sum(state.total for state in look(found, None))
 
 
