@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ import tombola as tb
 from tombola import comparing
 from tombola.asked import draw_recipe
 from tombola.draws import Draw
-from tombola.errors import DataError, InputError, TicketError
+from tombola.errors import DataError, InputError, TicketError, TombolaError
 from tombola.lab import Event
 from tombola.methods import METHODS
 from tombola.recipe import DrawRecipe
@@ -106,17 +109,7 @@ def test_a_method_that_refuses_what_is_asked_is_left_out_and_not_the_others() ->
 # ---- what is carried out
 
 
-class Fake(Draw):
-    """A finished draw of these rows."""
-
-    def __init__(self, recipe: DrawRecipe, given: list[Row]) -> None:
-        self.recipe, self.given = recipe, given
-
-    def rows(self) -> list[Row]:
-        return self.given
-
-
-def drawn(recipe: DrawRecipe, *numbers: int) -> Fake:
+def drawn(recipe: DrawRecipe, *numbers: int) -> comparing.Done:
     """The dense net and these rounds, with numbers that tell where they come from."""
 
     def row(number: int) -> Row:
@@ -125,11 +118,23 @@ def drawn(recipe: DrawRecipe, *numbers: int) -> Fake:
         results = {"end_metric": 0.9, "stop_metric": 0.8, "status": "finished", "run": f"{recipe.method}{number}"}
         return {"arm": "ticket", "round": number, "density": share, **spent, **results, "bytes": 7}
 
-    return Fake(recipe, [row(number) for number in (0, *numbers)])
+    return comparing.Done([row(number) for number in (0, *numbers)], True)
 
 
-def carried_out(monkeypatch: pytest.MonkeyPatch, errors: dict[str, Exception]) -> list[list[str]]:
-    """Have each draw stand for itself; methods of ``errors`` raise. Gives the methods of each call."""
+class Fake(Draw):
+    """A finished draw of these rows."""
+
+    def __init__(self, recipe: DrawRecipe, given: list[Row]) -> None:
+        self.recipe, self.given = recipe, given
+        self.lab: Any = SimpleNamespace(splits=lambda seed: SimpleNamespace(test="images"))
+
+    def rows(self) -> list[Row]:
+        return self.given
+
+
+def carried_out(monkeypatch: pytest.MonkeyPatch, errors: Mapping[str, TombolaError]) -> list[list[str]]:
+    """Have each draw stand for itself; methods of ``errors`` raise. Gives the methods of each call, several of them
+    where they were spread over processes."""
     calls = []
 
     def carry_out(wanted: Sequence[DrawRecipe], *, watcher: Any = None, **_: Any) -> list[Draw]:
@@ -141,9 +146,14 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, errors: dict[str, Exception]) -
                 watcher(Event("done", "ticket", recipe.seed, 0.5))
                 watcher(Event("done", "scores", recipe.seed, 1.0))
                 watcher(Event("done", "dense", recipe.seed, 1.0))
-        return [drawn(recipe, 1) for recipe in wanted]
+        return [Fake(recipe, drawn(recipe, 1).rows) for recipe in wanted]
+
+    def fill_store(wanted: Sequence[DrawRecipe], **_: Any) -> dict[int, TombolaError]:
+        calls.append([recipe.method for recipe in wanted])
+        return {place: errors[recipe.method] for place, recipe in enumerate(wanted) if recipe.method in errors}
 
     monkeypatch.setattr(comparing, "carry_out", carry_out)
+    monkeypatch.setattr(comparing, "fill_store", fill_store)
     return calls
 
 
@@ -156,7 +166,7 @@ def test_what_a_task_cannot_have_is_left_out_and_said(monkeypatch: pytest.Monkey
     carried_out(monkeypatch, {"early_bird": InputError("no batch normalisation")})
     asked = wanted("snip", "early_bird", "rigl", seeds=(0, 1))
     found = comparing.carry_out_each(asked, store="nowhere", jobs=jobs)
-    assert [isinstance(outcome, Draw) for outcome in found] == [True, True, False, False, True, True]
+    assert [isinstance(outcome, comparing.Done) for outcome in found] == [True, True, False, False, True, True]
     assert comparing.left_out(asked, found) == [comparing.LeftOut("early_bird", "no batch normalisation", (0, 1))]
     assert {row["method"] for row in comparing.rows(asked, found, [0.2])} == {"dense", "snip", "rigl"}
 
@@ -173,7 +183,6 @@ def test_what_the_store_has_whole_is_read_and_not_done_again(tmp_path: Path, mon
     found = comparing.carry_out_each(asked, store=where, watcher=heard.append)
     assert calls == [["one_shot"]], "the other one is there"
     assert [event.kind for event in heard[:2]] == ["found", "found"]
-    assert isinstance(found[0], comparing.Stored)
     before, after = (comparing.rows(asked[:1], outcomes, [0.2]) for outcomes in (done, found[:1]))
     assert after == before
     assert after[1]["find_seconds"] == before[1]["find_seconds"] > 0
@@ -188,16 +197,32 @@ def test_what_the_store_has_whole_is_read_and_not_done_again(tmp_path: Path, mon
 def test_several_processes_share_all_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = carried_out(monkeypatch, {})
     comparing.carry_out_each(wanted("snip", "rigl"), store="nowhere", jobs=2)
-    assert calls == [["snip", "rigl"]]
+    assert calls == [["snip", "rigl"], ["snip"], ["rigl"]], "then they are read, one after the other"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_other_errors_and_refusals_of_everything_are_raised(monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
-    errors: tuple[Exception, ...] = (DataError("no data"), TicketError("damaged"), InputError("no such layer"))
+    errors: tuple[TombolaError, ...] = (DataError("no data"), TicketError("damaged"), InputError("no such layer"))
     for error in errors:
         carried_out(monkeypatch, {"snip": error, **({"rigl": error} if type(error) is InputError else {})})
         with pytest.raises(type(error), match=str(error)):
             comparing.carry_out_each(wanted("rigl", "snip"), store="nowhere", jobs=jobs)
+
+
+def test_no_more_than_one_draw_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Draw]] = []
+    alive = []
+
+    def carry_out(wanted: Sequence[DrawRecipe], **_: Any) -> list[Draw]:
+        gc.collect()
+        alive.append([one for one in made if one() is not None])
+        draw = Fake(wanted[0], drawn(wanted[0], 1).rows)
+        made.append(weakref.ref(draw))
+        return [draw]
+
+    monkeypatch.setattr(comparing, "carry_out", carry_out)
+    assert len(comparing.carry_out_each(wanted("snip", "rigl", "imp"), store="nowhere")) == 3
+    assert alive == [[], [], []]
 
 
 def test_a_watcher_is_told_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,10 +265,10 @@ def test_rounds_without_a_net_are_rows_all_the_same() -> None:
 def test_unknown_costs_stay_unknown() -> None:
     recipe = draw_recipe(DIGITS, {"method": "snip", "densities": [0.2]})
     one = drawn(recipe, 1)
-    one.given[1]["find_flops"] = None
+    one.rows[1]["find_flops"] = None
     (_, row) = comparing.rows([recipe], [one], [0.2])
     assert (row["find_times"], row["train_times"]) == (None, 0.2)
-    one.given[0]["train_flops"] = None
+    one.rows[0]["train_flops"] = None
     assert comparing.rows([recipe], [one], [0.2])[1]["train_times"] is None
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tombola.asked import draw_recipe
-from tombola.draws import Draw, stored_rows, tell_found
-from tombola.errors import InputError, TicketError
-from tombola.execution import carry_out
+from tombola.draws import stored_rows, tell_found
+from tombola.errors import InputError, TicketError, TombolaError
+from tombola.execution import Watched, carry_out, fill_store
 from tombola.lab import Event, Lab, Watcher
 from tombola.methods import METHODS, Method, get_method
 from tombola.recipe import DrawRecipe, Recipe
@@ -25,20 +25,15 @@ _NO_NAME = ("at_init",)  # it is another one for each criterion, and those have 
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A draw that the store has whole: only its rows are read."""
+class Done:
+    """A draw that is in the store: its rows, those of ``Draw.rows``, and whether they tell of test data."""
 
-    recipe: DrawRecipe
-    lab: Lab
-    found: list[dict[str, Any]]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """As ``Draw.rows``."""
-        return self.found
+    rows: list[dict[str, Any]]
+    tested: bool
 
 
-Outcome = Draw | Stored | InputError
-"""What came of a recipe: its draw, or why the method can't be had with the task."""
+Outcome = Done | InputError
+"""What came of a recipe, or why the method can't be had with the task."""
 
 
 @dataclass(frozen=True)
@@ -146,43 +141,51 @@ def carry_out_each(
     error.
     """
     known = _whole(wanted, store, data_root)
-    tell_found((row for there in known if there is not None for row in there.found), watcher)
-    missing = [recipe for recipe, rows in zip(wanted, known, strict=True) if rows is None]
+    tell_found((row for there in known if there is not None for row in there.rows), watcher)
+    missing = [recipe for recipe, there in zip(wanted, known, strict=True) if there is None]
     if jobs > 1 and missing:
-        try:
-            made = iter(carry_out(missing, store=store, data_root=data_root, jobs=jobs, watcher=watcher))
-            return [next(made) if there is None else there for there in known]
-        except InputError:
-            watcher = None  # the others are in the store by now, and are only read
-    found: list[Outcome] = []
-    for recipe, there in zip(wanted, known, strict=True):
-        if there is not None:
-            found.append(there)
-            continue
-        try:
-            found += carry_out([recipe], store=store, data_root=data_root, watcher=_naming(recipe.method, watcher))
-        except TicketError:
-            raise
-        except InputError as error:
-            found.append(error)
+        failures = fill_store(missing, store=store, data_root=data_root, jobs=jobs, follower=Watched(watcher))
+        for error in failures.values():
+            if not _leaves_out(error):
+                raise error
+        watcher = None  # the others are in the store by now, and are only read
+    found = [
+        _outcome(recipe, store, data_root, watcher) if there is None else there
+        for recipe, there in zip(wanted, known, strict=True)
+    ]
     refused = [outcome for outcome in found if isinstance(outcome, InputError)]
     if len(refused) == len(found):
         raise refused[0]
     return found
 
 
-def _whole(wanted: Sequence[DrawRecipe], store: str, data_root: Path | None) -> list[Stored | None]:
+def _leaves_out(error: TombolaError) -> bool:
+    return isinstance(error, InputError) and not isinstance(error, TicketError)
+
+
+def _outcome(recipe: DrawRecipe, store: str, data_root: Path | None, watcher: Watcher | None) -> Outcome:
+    """Carry out one draw. What it holds in memory, nets and data, goes with it, as a comparison may have hundreds."""
+    try:
+        (draw,) = carry_out([recipe], store=store, data_root=data_root, watcher=_naming(recipe.method, watcher))
+    except InputError as error:
+        if not _leaves_out(error):
+            raise
+        return error
+    return Done(draw.rows(), draw.lab.splits(recipe.seed).test is not None)
+
+
+def _whole(wanted: Sequence[DrawRecipe], store: str, data_root: Path | None) -> list[Done | None]:
     """The draws that the store has whole."""
     if not is_there(store):
         return [None] * len(wanted)
-    found: list[Stored | None] = []
+    found: list[Done | None] = []
     with Store(store) as opened:
         labs: dict[tuple[str, Recipe], Lab] = {}
         for recipe in wanted:
             key = (recipe.task, recipe.training)
             lab = labs.setdefault(key, Lab(get_task(recipe.task), opened, recipe=recipe.training, data_root=data_root))
             rows = stored_rows(recipe, lab)
-            found.append(None if rows is None else Stored(recipe, lab, rows))
+            found.append(None if rows is None else Done(rows, lab.splits(recipe.seed).test is not None))
     return found
 
 
@@ -220,7 +223,7 @@ def rows(wanted: Sequence[DrawRecipe], outcomes: Sequence[Outcome], densities: S
     found: list[dict[str, Any]] = []
     whole = {r.method for r, outcome in zip(wanted, outcomes, strict=True) if not isinstance(outcome, InputError)}
     for recipe, outcome in zip(wanted, outcomes, strict=True):
-        given = [r for r in outcome.rows() if r["arm"] == "ticket"] if not isinstance(outcome, InputError) else []
+        given = [] if isinstance(outcome, InputError) else [r for r in outcome.rows if r["arm"] == "ticket"]
         own = {row["round"]: row for row in given}
         if own:
             dense.setdefault(recipe.seed, _row(DENSE, "", recipe.seed, own[0]))

@@ -168,7 +168,7 @@ def _comparison(
     from tombola.report.comparison import Comparison
 
     one = next(outcome for outcome in outcomes if not isinstance(outcome, InputError))
-    data = "validation" if one.lab.splits(one.recipe.seed).test is None else "test"
+    data = "test" if one.tested else "validation"
     return Comparison(rows, task.metric, densities, cost_at, at, data, not task.higher_is_better)
 
 
