@@ -55,7 +55,8 @@ def test_test_data_never_choose_a_learning_rate(store: tb.Store) -> None:
     draw = Draw(recipe, Lab(TASK, store, recipe=recipe.training))
 
     def row(arm: str, place: int, validation: float | None, test: float) -> dict[str, Any]:
-        return {"arm": arm, "draw": place, "round": 0, "validation_metric": validation, "stop_metric": test}
+        known = {"arm": arm, "draw": place, "seed": 0, "round": 0, "stop_step": 10}
+        return {**known, "validation_metric": validation, "stop_metric": test}
 
     there = [row("ticket", 0, 0.8, 0.99), row("dense_rate", 0, 0.9, 0.1), row("dense_rate", 1, None, 1.0)]
     chosen, words = _tuned([*there, {**row("ticket", 0, 0.7, 0.7), "round": 1}], recipe, draw)
@@ -63,6 +64,27 @@ def test_test_data_never_choose_a_learning_rate(store: tb.Store) -> None:
     assert words == ("The dense net is tuned: of the learning rates 0.01, 0.1, 0.2, 0.1 is best on validation data.",)
     there[1]["validation_metric"] = 0.8
     assert _tuned(there, recipe, draw)[0][0]["stop_metric"] == 0.99, "of equal ones its own"
+
+
+@pytest.mark.parametrize(("own", "tuned", "judged"), [((30, 50), (70, 30), [30, 50]), ((30, 50), (10, 60), [10, 60])])
+def test_a_slow_rate_makes_no_ticket_fast(
+    store: tb.Store, own: tuple[int, int], tuned: tuple[int, int], judged: list[int]
+) -> None:
+    recipe = draw_recipe(TASK, {"rounds": 1, "dense_rates": (0.001,)})
+    draw = Draw(recipe, Lab(TASK, store, recipe=recipe.training))
+    arms = (("ticket", own, 0.8), ("dense_rate", tuned, 0.9))
+    there = [
+        {"arm": arm, "draw": 0, "seed": seed, "round": 0, "stop_step": step, "validation_metric": v, "stop_metric": v}
+        for arm, steps, v in arms
+        for seed, step in enumerate(steps)
+    ]
+    chosen, words = _tuned(there, recipe, draw)
+    assert [row["stop_step"] for row in chosen] == judged
+    assert [row["stop_metric"] for row in chosen] == [0.9, 0.9], "its accuracy is that of the tuned one all the same"
+    assert len(words) == 1 + (judged == [30, 50])
+    if len(words) == 2:
+        assert "judged against the recipe's own rate, 0.01, " in words[1]
+        assert "stops at step 40, before step 50 of the tuned one" in words[1]
 
 
 # ---- what is asked for

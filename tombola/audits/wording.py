@@ -288,7 +288,7 @@ def parts(found: Sequence[Part], units: Units) -> list[str]:
     """Which parts of the ticket matter, which do not, and of which it can't be told: a sentence for each."""
     said = {
         "matters": "What matters",
-        "does not matter": f"What does not matter, within {units.margin()}",
+        "does not matter": f"What can go without loss, within {units.margin()}",
         "can't tell": "Of what can't be told whether it matters",
     }
     grouped = {matter: [one for one in found if one.matter == matter] for matter in said}
