@@ -69,6 +69,17 @@ def test_an_effect_inside_the_noise_can_not_be_told() -> None:
     assert said(verdict, "5 seeds can't settle whether it beats reinit: about ", " would")
 
 
+def test_few_seeds_of_one_draw_are_said_to_be_too_few() -> None:
+    far = {"signed_constant": [v - 0.1 for v in GOOD], "inverted": [v - 0.5 for v in GOOD]}
+    now_and_then = [v + 0.003 * (-1) ** i for i, v in enumerate(GOOD)]
+    verdict = judged(rows({"dense": DENSE, "ticket": GOOD, "values_shuffled": now_and_then, **far}))
+    assert {one.accuracy.outcome for one in verdict.arms if one.arm in far} == {"can't tell"}, "1/32, times three"
+    assert said(verdict, "by +50.00 points (in each seed, but 5 with one draw are too few to be sure)")
+    assert sum(word.count("too few") for word in verdict.words) == 2, "not of values_shuffled"
+    more = {arm: [*values, values[0]] for arm, values in {"dense": DENSE, "ticket": GOOD, **far}.items()}
+    assert said(judged(rows(more)), "It beats signed_constant"), "2/64 with a sixth seed"
+
+
 def test_a_random_mask_that_poses_as_a_ticket_is_found_out() -> None:
     arms: dict[str, Any] = {"dense": DENSE, "ticket": GOOD, "reinit": WORSE, "shuffled": near(GOOD)}
     verdict = judged(rows(arms), prunes="before")

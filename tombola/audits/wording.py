@@ -210,11 +210,20 @@ def groups(controls: Sequence[Judged], rivals: Sequence[Judged], units: Units) -
     for arms, outcome, words, (first, later) in said:
         names = [
             f"{arm(one.compared.theirs)}{later if place else first} {units.apart(one.compared.interval.mean)}"
+            + _too_few(one) * (outcome == "can't tell")
             for place, one in enumerate(one for one in arms if one.outcome == outcome)
         ]
         if names:
             found.append(f"{words} {'; '.join(names)}.")
     return found
+
+
+def _too_few(judged: Judged) -> str:
+    """Where an arm of one draw is behind in every seed, which as few as these can't make sure however far it is."""
+    compared = judged.compared
+    count = len(compared.differences)
+    behind = count > 1 and compared.draws == 1 and min(compared.differences) > 0
+    return f" (in each seed, but {count} with one draw are too few to be sure)" * behind
 
 
 def wanted(open_: Sequence[Power], count: int) -> list[str]:
