@@ -141,6 +141,16 @@ def test_the_page_has_the_audit_after_its_verdict(store: tb.Store, verdict: Verd
     assert len(ids) == len(set(ids))
 
 
+def test_the_round_that_was_judged_is_the_one_shown(store: tb.Store, verdict: Verdict) -> None:
+    draws = [add_draw(store, rounds=3), add_draw(store, seed=1, rounds=3)]
+    (search,) = findings_of(store, draws).searches
+    assert (search.chosen, search.shown) == (3, 3)
+    judgement = Judgement(verdict.words, verdict.decision, verdict=replace(verdict, round=2))
+    (search,) = (found := findings_of(store, draws, judgement=judgement)).searches
+    assert (search.chosen, search.shown) == (2, 2)
+    assert "Weights kept 25.0 %" in Parsed(page(found)).shown
+
+
 def test_a_folder_of_an_audit_gives_its_draws_and_its_verdict(
     store: tb.Store, verdict: Verdict, tmp_path: Path
 ) -> None:

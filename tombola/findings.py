@@ -134,7 +134,7 @@ def findings_of(
         if (draw := store.draw(draw_id)) is None:
             raise InputError(f"the store has no draw {draw_id[:16]}: tombola list shows the draws it has")
         seen = as_seen(draw, list(runs.values()))
-        draws.append(_by_order(seen) if judgement and draw_id in judgement.orders else seen)
+        draws.append(_as_judged(seen, judgement) if judgement else seen)
     for run_id in run_ids:
         if run_id not in runs:
             raise InputError(f"the store has no run {run_id[:16]}: tombola list runs shows the runs it has")
@@ -152,6 +152,17 @@ def findings_of(
 def _audits(store: Store, draws: Sequence[DrawRecord]) -> list[AuditRecord]:
     every = store.audits()
     return judging(every, draws, store.draws()) if every else []
+
+
+def _as_judged(draw: DrawRecord, judgement: Judgement) -> DrawRecord:
+    """A draw of an audit: the round that was judged takes the place of the chosen one, and a data order that of a seed
+    where orders were judged."""
+    seen = _by_order(draw) if draw.id in judgement.orders else draw
+    if judgement.verdict is None:
+        return seen
+    judged = judgement.verdict.round
+    rows = [{**row, "chosen": row.get("arm") == "ticket" and row.get("round") == judged} for row in seen.rounds]
+    return replace(seen, rounds=rows)
 
 
 def _by_order(draw: DrawRecord) -> DrawRecord:
