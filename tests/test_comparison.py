@@ -194,6 +194,24 @@ def test_what_the_store_has_whole_is_read_and_not_done_again(tmp_path: Path, mon
     assert calls[1:] == [["snip"], ["one_shot"]]
 
 
+def test_what_several_processes_have_done_is_read_and_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"steps": "40it", "evaluate_every": "20it"}
+    asked, _ = comparing.recipes(DIGITS, ["snip"], seeds=[0, 1], densities=[0.2], options={"training": training})
+    where, really = str(tmp_path / "store"), comparing.carry_out
+
+    def fill_store(wanted: Sequence[DrawRecipe], *, store: str, **_: Any) -> dict[int, TombolaError]:
+        really(wanted, store=store)
+        return {}
+
+    calls = carried_out(monkeypatch, {})
+    monkeypatch.setattr(comparing, "fill_store", fill_store)
+    found = comparing.carry_out_each(asked, store=where, jobs=2)
+    assert calls == [], "no draw is carried out in this process"
+    assert found == comparing.carry_out_each(asked, store=where), "costs of scoring too are those of the store"
+
+
 def test_several_processes_share_all_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = carried_out(monkeypatch, {})
     comparing.carry_out_each(wanted("snip", "rigl"), store="nowhere", jobs=2)

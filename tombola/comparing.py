@@ -140,15 +140,16 @@ def carry_out_each(
     ``InputError`` that says so, and the others go on. Raises that error where nothing else is left, and every other
     error.
     """
-    known = _whole(wanted, store, data_root)
-    tell_found((row for there in known if there is not None for row in there.rows), watcher)
-    missing = [recipe for recipe, there in zip(wanted, known, strict=True) if there is None]
+    whole = _whole(wanted, store, data_root)
+    tell_found((row for there in whole if there is not None for row in there.rows), watcher)
+    missing = [recipe for recipe, there in zip(wanted, whole, strict=True) if there is None]
+    known: list[Outcome | None] = [*whole]
     if jobs > 1 and missing:
         failures = fill_store(missing, store=store, data_root=data_root, jobs=jobs, follower=Watched(watcher))
-        for error in failures.values():
-            if not _leaves_out(error):
-                raise error
+        left = {place: _refusal(error) for place, error in failures.items()}
         watcher = None  # the others are in the store by now, and are only read
+        made = iter(left.get(place, there) for place, there in enumerate(_whole(missing, store, data_root)))
+        known = [next(made) if there is None else there for there in known]
     found = [
         _outcome(recipe, store, data_root, watcher) if there is None else there
         for recipe, there in zip(wanted, known, strict=True)
@@ -159,8 +160,11 @@ def carry_out_each(
     return found
 
 
-def _leaves_out(error: TombolaError) -> bool:
-    return isinstance(error, InputError) and not isinstance(error, TicketError)
+def _refusal(error: TombolaError) -> InputError:
+    """The error that leaves a method out; every other is raised."""
+    if isinstance(error, InputError) and not isinstance(error, TicketError):
+        return error
+    raise error
 
 
 def _outcome(recipe: DrawRecipe, store: str, data_root: Path | None, watcher: Watcher | None) -> Outcome:
@@ -168,9 +172,7 @@ def _outcome(recipe: DrawRecipe, store: str, data_root: Path | None, watcher: Wa
     try:
         (draw,) = carry_out([recipe], store=store, data_root=data_root, watcher=_naming(recipe.method, watcher))
     except InputError as error:
-        if not _leaves_out(error):
-            raise
-        return error
+        return _refusal(error)
     return Done(draw.rows(), draw.lab.splits(recipe.seed).test is not None)
 
 

@@ -19,7 +19,6 @@ from tombola.methods import Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors
 from tombola.recipe import DrawRecipe
 from tombola.sealed import json_hash
-from tombola.shipping import compressed
 from tombola.store import DrawRecord, Store, told_in_training
 from tombola.tasks import Task, get_task
 from tombola.ticket import Ticket
@@ -351,15 +350,8 @@ def _spent(round: Round) -> dict[str, Any]:
         "find_flops": None if None in parts else sum(filter(None, parts)) + round.scoring.flops,
         "train_seconds": round.run.seconds,
         "train_flops": round.run.flops,
-        "bytes": _stored(round.run),
+        "bytes": round.run.bytes,
     }
-
-
-def _stored(run: Run) -> int:
-    """Bytes to store what came of it: a ticket's file, or a compressed one where weights share their values."""
-    if run.recipe.trains == "centroids" and not run.diverged:
-        return len(compressed.to_bytes(Ticket(run.final_mask, run.final, {}))[0])
-    return run.bytes
 
 
 def _results(run: Run) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tombola.errors import InputError, StoreError
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.sealed import content_hash, json_hash
+from tombola.shipping import compressed
 from tombola.store import Claim, ClaimLost, RunRecord, Store
 from tombola.tasks.task import Splits, State, Task
 from tombola.ticket import Ticket
@@ -100,7 +101,10 @@ class Run:
 
     @cached_property
     def bytes(self) -> int:
-        """The size of its result: the file of a ticket with its final mask and values."""
+        """The size of its result: the file of a ticket with its final mask and values, compressed where weights share
+        their values."""
+        if self.recipe.trains == "centroids" and not self.diverged:
+            return len(compressed.to_bytes(self._end)[0])
         return len(self.lab.store.read(self.record, "final"))
 
     @cached_property
