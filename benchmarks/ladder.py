@@ -22,7 +22,7 @@ from real_masks import Data, grey_images, lenet_task
 from timing import header, table
 
 import tombola as tb
-from tombola.lab import Event
+from tombola.events import Event
 
 PAPER_STEPS, PRUNINGS, EVERY = 50_000, 25, 100
 DEFAULT, FUSED, WHOLE = "eager, default Adam", "eager, fused Adam", "torch.compile, whole step"

@@ -12,7 +12,7 @@ from toy import toy_task
 import tombola as tb
 from tombola.auditing import Audit, Claim, How, Runner, carry_out_audit, claim_of, numbers
 from tombola.draws import Draw
-from tombola.lab import Event
+from tombola.events import Event
 
 SHORT = {"steps": "30it", "evaluate_every": "15it", "engine": "masked"}
 TASK = toy_task(name="toy for audits", recipe=SHORT)

@@ -20,7 +20,8 @@ from toy import toy_task
 import tombola as tb
 from tombola.asked import draw_recipe
 from tombola.draws import Draw, controls, rounds
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.sealed import content_hash
 
 OPTIONS = {"rounds": 2, "survivors": "rewind", "back_to": "12it", "controls": ["reinit"]}

@@ -11,7 +11,7 @@ from auditing_tools import TASK, Audited, drawn
 
 import tombola as tb
 from tombola.auditing import How, Runner, carry_out_audit, claim_of, claim_of_record, numbers
-from tombola.lab import Event
+from tombola.events import Event
 from tombola.report.audited import read_audit
 
 ASKED: dict[str, Any] = {"controls": ("reinit",), "control_draws": 1}

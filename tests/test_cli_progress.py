@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from tombola.cli.progress import QUIET_SECONDS, Show
-from tombola.lab import Event
+from tombola.events import Event
 
 SUMMARY: dict[str, Any] = {"seconds": 12.34, "steps": 1500, "stop_step": 1200, "end": {"validation_accuracy": 0.9}}
 SUMMARY |= {"stop": {"validation_accuracy": 0.9512, "validation_perplexity": 12.3456}}

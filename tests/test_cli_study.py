@@ -21,8 +21,8 @@ from rich.console import Console
 import tombola as tb
 from tombola.cli.studying.overview import Overview
 from tombola.errors import TombolaError
+from tombola.events import Event
 from tombola.execution import carry_out
-from tombola.lab import Event
 from tombola.studies.library import load, shipped
 from tombola.studies.pace import Pace
 from tombola.studies.plan import Plan, plan

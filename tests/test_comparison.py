@@ -21,7 +21,7 @@ from tombola import comparing
 from tombola.asked import draw_recipe
 from tombola.draws import Draw
 from tombola.errors import DataError, InputError, TicketError, TombolaError
-from tombola.lab import Event
+from tombola.events import Event
 from tombola.methods import METHODS
 from tombola.recipe import DrawRecipe
 from tombola.report import comparison

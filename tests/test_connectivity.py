@@ -19,7 +19,8 @@ from tombola.diagnostics.connectivity import (
 )
 from tombola.engines import evaluate
 from tombola.errors import InputError, TombolaError
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask
 from tombola.tasks.task import examples
 

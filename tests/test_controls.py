@@ -20,7 +20,8 @@ from tombola.audits.controls import CONTROLS, Subject, get_control
 from tombola.audits.controls.architecture import nearest, weights
 from tombola.audits.controls.base import Changed
 from tombola.draws import Draw, controls, rounds
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask, prunable
 from tombola.methods.base import Round
 from tombola.pruning import prune, smart_ratio_shares

@@ -20,7 +20,8 @@ from tombola.audits.controls.corruption import CORRUPTIONS, Chance, corrupted
 from tombola.audits.controls.scores import Lowest
 from tombola.criteria import score
 from tombola.draws import Draw, controls, rounds
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask, prunable
 from tombola.methods import METHODS
 from tombola.pruning import prune

@@ -16,7 +16,8 @@ import tombola as tb
 from tombola.diagnostics.curvature import Eigenvalues, curvature_rows, top_eigenvalues
 from tombola.diagnostics.trajectory import fixed_batches, states
 from tombola.errors import InputError
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask
 from tombola.tasks import cross_entropy
 

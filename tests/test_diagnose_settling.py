@@ -17,7 +17,8 @@ import tombola as tb
 from tombola.diagnostics.settling import Looks, recent_rows, settling, settling_rows
 from tombola.early_bird import channel_mask
 from tombola.errors import InputError, TombolaError
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask
 from tombola.recipe import Recipe
 from tombola.report.settling_figure import MOST_EPOCHS, WRITTEN_EPOCHS, settling_figure

@@ -16,8 +16,9 @@ from tombola import execution
 from tombola.asked import controls_of, draw_recipe
 from tombola.draws import Draw, rounds
 from tombola.errors import TombolaError
+from tombola.events import Event
 from tombola.execution import Follower, carry_out, fill_store
-from tombola.lab import Event, Lab
+from tombola.lab import Lab
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import tombola as tb
 from tombola.asked import draw_recipe
 from tombola.draws import Draw, controls, rounds
 from tombola.errors import InputError
-from tombola.findings import EVALUATIONS, findings_of, with_seeds
+from tombola.findings import EVALUATIONS, findings_of
+from tombola.grouping import with_seeds
 from tombola.lab import Lab
 from tombola.pictures import CELLS, picture
 

@@ -9,7 +9,8 @@ import torch
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 

@@ -17,7 +17,8 @@ import tombola as tb
 from tombola.engines.graphs import RECORDED, Capture, Result, StepGraph
 from tombola.engines.masked import MaskedSession, set_rate
 from tombola.engines.replicates import ReplicatedSession
-from tombola.lab import Event, Lab, Trainer
+from tombola.events import Event
+from tombola.lab import Lab, Trainer
 from tombola.tasks.task import Examples, examples
 from tombola.together import side_by_side
 

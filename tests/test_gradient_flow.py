@@ -13,7 +13,8 @@ import tombola as tb
 from tombola.diagnostics.gradient_flow import flow_rows, gradient_flow, gradient_flows
 from tombola.diagnostics.trajectory import chosen_steps, fixed_batches, states
 from tombola.errors import InputError
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask
 from tombola.tasks import cross_entropy
 

@@ -9,7 +9,8 @@ import torch
 from toy import same, toy_data, toy_task
 
 import tombola as tb
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 from tombola.mask import Mask
 
 

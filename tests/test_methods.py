@@ -11,7 +11,8 @@ from toy import drawn, same, toy_task
 import tombola as tb
 from tombola.asked import draw_recipe
 from tombola.draws import Draw, controls, rounds
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 
 
 def test_imp_prunes_what_the_round_before_trained(store: tb.Store) -> None:

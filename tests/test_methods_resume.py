@@ -11,7 +11,8 @@ from toy import toy_task
 import tombola as tb
 from tombola.asked import draw_recipe
 from tombola.draws import Draw, controls, rounds
-from tombola.lab import Event, Lab, Run
+from tombola.events import Event
+from tombola.lab import Lab, Run
 from tombola.methods import METHODS
 from tombola.sealed import content_hash
 

@@ -17,7 +17,8 @@ import pytest
 from toy import same, toy_task
 
 import tombola as tb
-from tombola.lab import Event, Lab
+from tombola.events import Event
+from tombola.lab import Lab
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE), "NO_COLOR": "1"}

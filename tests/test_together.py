@@ -26,7 +26,8 @@ from toy import same, toy_data, toy_net, toy_task
 
 import tombola as tb
 from tombola.draws import Draw
-from tombola.lab import Event, Lab, Trainer
+from tombola.events import Event
+from tombola.lab import Lab, Trainer
 from tombola.tasks.task import Splits, examples
 from tombola.together import side_by_side
 

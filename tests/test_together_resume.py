@@ -32,7 +32,8 @@ from together_tools import (
 import tombola as tb
 from tombola.engines.masked import MaskedSession
 from tombola.engines.replicates import Place
-from tombola.lab import Event, Lab, Trainer
+from tombola.events import Event
+from tombola.lab import Lab, Trainer
 from tombola.mask import Mask
 from tombola.store.catalogue import runs
 from tombola.together import side_by_side

@@ -14,8 +14,9 @@ from tracked import ABOUT, SUMMARY, Fake, event, interrupted, one_run, step, tel
 
 import tombola as tb
 from tombola.asked import draw_recipe
+from tombola.events import Event
 from tombola.execution import carry_out
-from tombola.lab import Event, Lab
+from tombola.lab import Lab
 from tombola.tasks import get_task
 from tombola.tracking import JsonLines, Tracking, read_events
 

@@ -12,7 +12,7 @@ from toy import drawn, toy_task
 
 import tombola as tb
 from tombola.audits.pairing import Quantity, arms, compare
-from tombola.lab import Event
+from tombola.events import Event
 from tombola.report.transfer import Transfer, controls_lines, lines, markdown
 from tombola.report.transfer_figures import shade, transfer_figures
 from tombola.tasks.adapting import adapted

@@ -10,7 +10,8 @@ import pytest
 from toy import toy_task
 
 import tombola as tb
-from tombola.lab import Event, Lab, Watcher
+from tombola.events import Event, Watcher
+from tombola.lab import Lab
 from tombola.tracking import Tracker, Tracking
 
 ABOUT: dict[str, Any] = {"task": {"name": "toy"}, "draw": None, "full_recipe": {"lr": 0.1, "milestones": [1, 2]}}

@@ -11,8 +11,9 @@ from typing import Any
 from tombola.asked import draw_recipe
 from tombola.draws import stored_rows, tell_found
 from tombola.errors import InputError, TicketError, TombolaError
+from tombola.events import Event, Watcher
 from tombola.execution import Watched, carry_out, fill_store
-from tombola.lab import Event, Lab, Watcher
+from tombola.lab import Lab
 from tombola.methods import METHODS, Method, get_method
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.report.comparison import DENSE

@@ -13,7 +13,8 @@ from tombola.asked import allocation_of, controls_of, densities, draw_recipe
 from tombola.audits.controls import DENSE_RATE, Subject, dense_rate, get_control
 from tombola.criteria import register, score
 from tombola.errors import InputError, TombolaError
-from tombola.lab import Event, Lab, Run, Watcher
+from tombola.events import Event, Watcher
+from tombola.lab import Lab, Run
 from tombola.mask import Mask
 from tombola.methods import Round, Search, get_method
 from tombola.methods.base import Scoring, Survivors

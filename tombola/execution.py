@@ -24,7 +24,8 @@ from typing import Any
 from tombola.asked import controls_of
 from tombola.draws import Draw, controls, rounds
 from tombola.errors import InputError, TombolaError
-from tombola.lab import Event, Lab, Trainer, Watcher, train_alone
+from tombola.events import Event, Watcher
+from tombola.lab import Lab, Trainer, train_alone
 from tombola.recipe import DrawRecipe
 from tombola.store import Store
 from tombola.tasks import get_task

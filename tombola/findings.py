@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError, TombolaError
+from tombola.grouping import by_recipe, labels, recipe_of, seed_of, task_of, task_of_run
 from tombola.pictures import Picture, picture
 from tombola.store import AuditRecord, DrawRecord, RunRecord, Store, as_seen, judging, told_in_training
 
@@ -140,7 +141,7 @@ def findings_of(
             raise InputError(f"the store has no run {run_id[:16]}: tombola list runs shows the runs it has")
     reader = _Reader(store, runs)
     groups = by_recipe(draws)
-    searches = [reader.search(group, label) for group, label in zip(groups, _labels(groups), strict=True)]
+    searches = [reader.search(group, label) for group, label in zip(groups, labels(groups), strict=True)]
     searches += [reader.lone(runs[run_id]) for run_id in dict.fromkeys(run_ids)]
     if not searches:
         raise InputError("a report needs a draw or a run to show: tombola draw digits-mlp makes some")
@@ -177,63 +178,10 @@ def _by_order(draw: DrawRecord) -> DrawRecord:
     return replace(draw, about=about, rounds=[{**row, "seed": order} for row in draw.rounds])
 
 
-def with_seeds(store: Store, draw: DrawRecord) -> list[DrawRecord]:
-    """The draw, and the newest draw of each other seed that differs from it in the seed alone, by seed."""
-    same = [other for other in store.draws() if _shared(other) == _shared(draw)]
-    return sorted(({_seed(other): other for other in same} | {_seed(draw): draw}).values(), key=_seed)
-
-
 def _under_way(draws: Sequence[DrawRecord], runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs that are being trained of the tasks and seeds of draws that aren't finished."""
-    wanted = {(_task(draw), _seed(draw)) for draw in draws if draw.status == "running"}
-    return [r for r in runs if r.status == "running" and (_task_of_run(r), r.about.get("seed")) in wanted]
-
-
-def _task(draw: DrawRecord) -> str:
-    return str(draw.about.get("task", ""))
-
-
-def _seed(draw: DrawRecord) -> int:
-    seed = draw.about.get("seed")
-    return seed if isinstance(seed, int) else 0
-
-
-def _task_of_run(run: RunRecord) -> str:
-    task = run.about.get("task")
-    return str(task.get("name", "") if isinstance(task, Mapping) else task or "")
-
-
-def _recipe(draw: DrawRecord) -> dict[str, Any]:
-    recipe = draw.about.get("recipe")
-    return {k: v for k, v in recipe.items() if k != "seed"} if isinstance(recipe, Mapping) else {}
-
-
-def _shared(draw: DrawRecord) -> str:
-    """What draws that differ in their seed alone have in common."""
-    return json.dumps([_task(draw), draw.about.get("metric"), _recipe(draw)], sort_keys=True)
-
-
-def by_recipe(draws: Sequence[DrawRecord]) -> list[list[DrawRecord]]:
-    """Draws that differ in their seed alone together, by seed; two of one seed (of other data, say) apart."""
-    groups: dict[tuple[str, int], list[DrawRecord]] = {}
-    for draw in draws:
-        number = 0
-        while any(_seed(other) == _seed(draw) for other in groups.get((_shared(draw), number), ())):
-            number += 1
-        groups.setdefault((_shared(draw), number), []).append(draw)
-    return [sorted(group, key=_seed) for group in groups.values()]
-
-
-def _labels(groups: Sequence[Sequence[DrawRecord]]) -> list[str]:
-    """The method of each group; with the task where there are several, and numbered where a method occurs again."""
-    tasks = {_task(group[0]) for group in groups}
-    found: list[str] = []
-    for group in groups:
-        method = str(_recipe(group[0]).get("method", "draw"))
-        name = method if len(tasks) == 1 else f"{_task(group[0])}, {method}"
-        again = sum(label == name or label.startswith(f"{name}, recipe ") for label in found)
-        found.append(f"{name}, recipe {again + 1}" if again else name)
-    return found
+    wanted = {(task_of(draw), seed_of(draw)) for draw in draws if draw.status == "running"}
+    return [r for r in runs if r.status == "running" and (task_of_run(r), r.about.get("seed")) in wanted]
 
 
 def _title(searches: Sequence[Search]) -> str:
@@ -261,12 +209,12 @@ class _Reader:
         layers, pictures = self.masks(rows)
         return Search(
             label=label,
-            task=_task(draws[0]),
-            method=str(_recipe(draws[0]).get("method", "")),
+            task=task_of(draws[0]),
+            method=str(recipe_of(draws[0]).get("method", "")),
             metric=metric,
             data=_judged_on(known, metric),
             draws=tuple(draws),
-            recipe=_recipe(draws[0]),
+            recipe=recipe_of(draws[0]),
             rounds=tuple(rows),
             curves=tuple(point for row in rows for point in self.curve(row, metric)),
             layers=tuple(layers),
@@ -292,7 +240,7 @@ class _Reader:
         layers, pictures = self.masks([row])
         return Search(
             label=f"run {run.id[:12]} ({run.about.get('arm', 'ticket')})",
-            task=_task_of_run(run),
+            task=task_of_run(run),
             method="",
             metric=metric,
             data=data,

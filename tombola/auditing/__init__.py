@@ -22,8 +22,9 @@ from tombola.audits.controls import CONTROLS, DENSE_RATE, get_control
 from tombola.audits.verdict import Verdict, check_strictness, judge
 from tombola.draws import Draw, finish
 from tombola.errors import InputError
+from tombola.events import Watcher
 from tombola.execution import carry_out
-from tombola.lab import Lab, Watcher
+from tombola.lab import Lab
 from tombola.methods import get_method
 from tombola.recipe import DrawRecipe, checked
 from tombola.sealed import json_hash

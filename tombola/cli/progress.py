@@ -23,7 +23,7 @@ from tombola.cli.output import inert
 from tombola.report.tables import is_share, metric_name
 
 if TYPE_CHECKING:
-    from tombola.lab import Event
+    from tombola.events import Event
 
 QUIET_SECONDS = 30.0  # a log hears of runs and downloads under way when it has been silent for so long
 _MEGABYTE = 1e6

@@ -71,7 +71,8 @@ def _with_studies(store: Store, where: str, what: Sequence[str]) -> list[str]:
 
 def collect(store: Store, what: Sequence[str], judgement: Judgement | None = None) -> Findings:
     """The findings of what was named. Raises ``InputError`` for a name that fits nothing, or several things."""
-    from tombola.findings import findings_of, with_seeds
+    from tombola.findings import findings_of
+    from tombola.grouping import with_seeds
     from tombola.report.audited import DOCUMENT
     from tombola.store import AuditRecord, DrawRecord
 

@@ -24,7 +24,8 @@ from tombola.draws import Draw, rounds
 from tombola.durations import Duration
 from tombola.engines import check_device
 from tombola.errors import InputError
-from tombola.lab import Run, Watcher
+from tombola.events import Watcher
+from tombola.lab import Run
 from tombola.mask import Mask, prunable
 from tombola.store import Store
 from tombola.tasks import Task, get_task

@@ -29,7 +29,7 @@ class Seen:
     @cached_property
     def searches(self) -> list[list[DrawRecord]]:
         """The draws that differ in their seed alone together, by seed; the oldest first."""
-        from tombola.findings import by_recipe
+        from tombola.grouping import by_recipe
 
         return by_recipe(self.draws)
 

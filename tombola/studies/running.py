@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tombola.engines import check_device
 from tombola.errors import TombolaError
+from tombola.events import Event
 from tombola.execution import Follower, fill_store
-from tombola.lab import Event
 from tombola.store import Store
 from tombola.studies.begun import Begun, Process, remember
 from tombola.studies.plan import Plan, Planned

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from tombola.lab import Event, Watcher
+from tombola.events import Event, Watcher
 from tombola.recipe import DrawRecipe
 from tombola.tracking.base import Tracker
 

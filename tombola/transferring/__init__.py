@@ -13,7 +13,7 @@ from typing import Any
 
 from tombola.audits.pairing import DENSE, At
 from tombola.errors import InputError
-from tombola.lab import Watcher
+from tombola.events import Watcher
 from tombola.recipe import DrawRecipe
 from tombola.report.transfer import COLUMNS, Transfer
 from tombola.tasks import Task

@@ -9,8 +9,9 @@ from typing import Any
 
 from tombola.draws import Draw, draw_id, finish, rounds, stored_rows, tell_found
 from tombola.errors import InputError
+from tombola.events import Event, Watcher
 from tombola.execution import Watched, fill_store
-from tombola.lab import Event, Lab, Watcher
+from tombola.lab import Lab
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.store import Store
 from tombola.tasks import Task, is_known

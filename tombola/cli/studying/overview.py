@@ -14,7 +14,7 @@ from tombola.cli.output import inert
 from tombola.cli.progress import QUIET_SECONDS, Show
 from tombola.cli.studying import asked
 from tombola.errors import TombolaError
-from tombola.lab import Event
+from tombola.events import Event
 from tombola.studies.pace import Pace, Work, seconds_left, works
 from tombola.studies.plan import Plan, Planned
 from tombola.studies.running import Onlooker
