@@ -284,6 +284,7 @@ def test_the_small_bert_is_pre_trained_and_written_for_the_library(tmp_path: Pat
     assert done.json["status"] == "finished"
     net = AutoModelForMaskedLM.from_pretrained(out / "transformers")
     assert (net.config.num_hidden_layers, net.config.hidden_size) == (4, 128)
+    assert net.config.hidden_dropout_prob == net.config.attention_probs_dropout_prob == 0
     read = AutoTokenizer.from_pretrained(out / "transformers")
     assert read("a fine film")["input_ids"][0] == read.cls_token_id
     found = tb.get_task(f"sst2-bert-small:{out / 'transformers'}")
@@ -295,6 +296,14 @@ def test_the_small_bert_is_pre_trained_and_written_for_the_library(tmp_path: Pat
         assert record is not None
         final = Ticket.from_bytes(store.read(record, "final")).values
     assert same(dict(final), dict(net.state_dict()))
+
+
+def test_positions_of_the_small_bert_begin_as_waves_as_long_as_its_words() -> None:
+    begin = tb.get_task("wikitext2-mlm-small").build(0).state_dict()
+    places, words = (begin[f"bert.embeddings.{name}_embeddings.weight"] for name in ("position", "word"))
+    assert places[:, 0] == pytest.approx(0.05 * math.sqrt(2) * torch.arange(128).sin(), abs=1e-6)
+    assert places.square().sum(1).sqrt() == pytest.approx(torch.full((128,), 0.05 * math.sqrt(128)), rel=1e-4)
+    assert words[5:].square().mean().sqrt().item() == pytest.approx(0.05, rel=0.02)
 
 
 def test_other_nets_are_written_as_their_state(tmp_path: Path) -> None:
