@@ -4,7 +4,7 @@ For each task, dense and with the engine that ``auto`` takes: the seconds of a s
 validation data on one core, and on a GPU where there is one; and the floating-point operations, as ``tb.cost`` counts
 them. Seconds on one core are processor seconds: other work on the machine lengthens them too, by the caches that it
 takes, but far less than seconds of the clock. What follows for a whole training, its steps and evaluations, is said in
-``tombola/cli/task_times.py``, and the figures go to ``task_times.json`` beside that, after each task.
+``tombola/task_times.py``, and the figures go to ``task_times.json`` beside that, after each task.
 
 - Where the data root lacks a data set, and for checkpoints, inputs are made up in the right shape (``made_up.py``).
 - A step of more than 100 billion operations is measured with a part of its batch and on the masked engine alone, as
@@ -38,9 +38,9 @@ from made_up import FILES, FOLDERS, folders
 from timing import _processor, header, table
 
 import tombola as tb
-from tombola.cli.task_times import FILE, Measured, Speed, Times, read, write
 from tombola.engines import Plan, Session, begin, open_session
 from tombola.mask import Mask
+from tombola.task_times import FILE, Measured, Speed, Times, read, write
 from tombola.tasks.acting import acts
 from tombola.tasks.control.data import TrainingGames
 from tombola.tasks.data.arrays import Arrays
@@ -209,7 +209,11 @@ def families(folder: Path) -> dict[str, Callable[[], Task]]:
             lacking = None in SOURCES["wikitext2"].found(data_root())
             words = tuple(load_wikitext2(made_root("wikitext2", folder) if lacking else data_root())[0])
             tokenizer = learned(words, SMALL_VOCABULARY if small else 30_522, ROW if small else 512)
-            net = small_bert(vocabulary=SMALL_VOCABULARY, dropout=0.0) if small else library.BertForMaskedLM(library.BertConfig())
+            net = (
+                small_bert(vocabulary=SMALL_VOCABULARY, dropout=0.0)
+                if small
+                else library.BertForMaskedLM(library.BertConfig())
+            )
             save(net, tokenizer, where)
         task = from_checkpoint(f"{name}:{where}")
         assert task is not None

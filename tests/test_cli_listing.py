@@ -10,7 +10,7 @@ import pytest
 from cli_tools import call
 
 import tombola as tb
-from tombola.cli.task_times import GPU_FLOPS, GPU_LEAST, Measured, Speed, Times, known, read, write
+from tombola.task_times import GPU_FLOPS, GPU_LEAST, Measured, Speed, Times, known, read, write
 from tombola.tasks.pretrained import FROM_A_CHECKPOINT
 
 NAMES = [*tb.TASKS, *(f"{name}:CHECKPOINT" for name in FROM_A_CHECKPOINT)]
@@ -106,7 +106,7 @@ def test_the_times_listed_are_of_a_whole_draw() -> None:
 
 def test_a_measured_gpu_stands_in_place_of_a_reckoned_one(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Measured(1_200, 300, 297, 1, 1, cpu=Speed(1.0, 1.0), cuda=Speed(0.5, 0.0))
-    monkeypatch.setattr("tombola.cli.task_times.known", lambda: Times({}, {"digits-mlp": own}))
+    monkeypatch.setattr("tombola.task_times.known", lambda: Times({}, {"digits-mlp": own}))
     task = call("draw", "--list-tasks", "--json").json[0]
     assert (task["name"], task["gpu_is"], task["gpu_seconds"]) == ("digits-mlp", "measured", 16 * 1_500 * 0.5)
     lines = call("draw", "--list-tasks").out.splitlines()

@@ -21,6 +21,7 @@ from tombola.studies.pace import Pace, Work, seconds_left, works
 from tombola.studies.plan import Plan, plan
 from tombola.studies.state import look
 from tombola.studies.study import Study, read_study
+from tombola.task_times import Measured, Speed, Times
 
 HEAD = 'name = "x"\n[[draws]]\ntasks = "digits-mlp"\nmethods = "imp"\n'
 TINY = """
@@ -178,19 +179,46 @@ def test_a_table_of_nothing_has_its_types(tmp_path: Path) -> None:
 # ---- how long it takes
 
 
-def test_pace_goes_by_task_length_and_the_nearest_density() -> None:
-    recipe, pace = DrawRecipe(), Pace()
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all tasks, one is known: a step takes a second, an evaluation none."""
+    times = Measured(1_000, 100, 100, None, None, cpu=Speed(1.0, 0.0))
+    monkeypatch.setattr("tombola.studies.pace.known", lambda: Times({}, {"digits-conv": times}))
+
+
+def steps(task: str, count: int) -> DrawRecipe:
+    return DrawRecipe.model_validate({"task": task, "training": {"steps": f"{count}it"}})
+
+
+def test_pace_goes_by_task_length_and_the_nearest_density(measured: None) -> None:
+    recipe, pace = steps("digits-mlp", 10), Pace()
     assert pace.seconds(recipe, 0.5) is None
     for density, seconds in ((1.0, 10.0), (0.1, 1.0), (0.1, 3.0)):
         pace.add(recipe, density, seconds)
     assert pace.seconds(recipe, 0.9) == 10
     assert pace.seconds(recipe, 0.05) == 2
-    assert pace.seconds(DrawRecipe(task="digits-conv"), 0.1) is None
-    assert pace.seconds(DrawRecipe.model_validate({"training": {"steps": "5it"}}), 0.1) is None
+    assert pace.seconds(steps("fashion-mlp", 10), 0.1) is None
+    assert pace.seconds(steps("digits-mlp", 5), 0.1) is None
 
 
-def test_time_left_is_work_by_processes_but_no_less_than_a_search() -> None:
-    recipe, pace = DrawRecipe(controls=("reinit",)), Pace()
+def test_what_no_run_tells_is_reckoned_at_the_speed_of_the_runs_that_are_there(measured: None) -> None:
+    short, long, pace = steps("digits-conv", 10), steps("digits-conv", 30), Pace()
+    assert pace.seconds(long, 0.1) == 30
+    assert seconds_left([Work(long, [1.0, 0.5], [0.5])], pace, 1) == 90
+    for seconds in (4.0, 6.0):
+        pace.add(short, 1.0, seconds)
+    pace.add(steps("digits-mlp", 10), 1.0, 1_000.0)  # of which nothing is known otherwise
+    assert pace.seconds(long, 0.1) == 15, "this machine takes half of the time"
+    assert pace.seconds(short, 0.1) == 5, "measured"
+    elsewhere = long.model_copy(update={"training": long.training.model_copy(update={"device": "cuda"})})
+    assert pace.seconds(elsewhere, 0.1) is None
+    tuned = long.model_copy(update={"fine_tune": tb.Duration(8)})
+    assert (pace.seconds(tuned, 1.0), pace.seconds(tuned, 0.1)) == (15, 4)
+
+
+def test_time_left_is_work_by_processes_but_no_less_than_a_search(measured: None) -> None:
+    recipe = steps("digits-mlp", 10).model_copy(update={"controls": ("reinit",)})
+    pace = Pace()
     searching, controls = Work(recipe, [1.0] * 6), Work(recipe, [], [1.0] * 6)
     assert seconds_left([searching], pace, 2) is None
     assert seconds_left([Work(recipe)], pace, 2) == 0
@@ -199,7 +227,7 @@ def test_time_left_is_work_by_processes_but_no_less_than_a_search() -> None:
     assert seconds_left([searching, controls], pace, 2) == 12
     assert seconds_left([searching, controls], pace, 100) == 12
     assert seconds_left([controls], pace, 6) == 2
-    strange = Work(DrawRecipe(task="digits-conv"), [1.0] * 3)
+    strange = Work(steps("fashion-mlp", 10), [1.0] * 3)
     assert seconds_left([searching, strange], pace, 1) == 18, "what is not known counts as the mean of the others"
     controls.done("reinit", 1.0)
     searching.done("ticket", 1.0)

@@ -19,7 +19,7 @@ _HEADS = ("task", "needs", "one core", "GPU", "recipe of a draw")
 
 def tasks(as_json: bool) -> None:
     """Print the tasks: name, needs, rough times and recipe in short, and in a line of its own network and data."""
-    from tombola.cli.task_times import GPU_FLOPS, GPU_LEAST, known
+    from tombola.task_times import GPU_FLOPS, GPU_LEAST, known
 
     found = _tasks()
     if as_json:
@@ -64,7 +64,7 @@ def _tasks() -> list[dict[str, Any]]:
 
 
 def _about(name: str, task: Task | Family) -> dict[str, Any]:
-    from tombola.cli.task_times import known
+    from tombola.task_times import known
     from tombola.tasks.data.sources import SOURCES
 
     recipe = task.recipe

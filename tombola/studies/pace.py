@@ -1,17 +1,21 @@
-"""How long what is left of a study will take, by the seconds of runs that are finished."""
+"""How long what is left of a study will take, by runs that are finished and by what is known of the built-in tasks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from tombola.audits.controls import DENSE_RATE
-from tombola.recipe import DrawRecipe
+from tombola.recipe import DrawRecipe, Recipe
 from tombola.store import Store
 from tombola.studies.plan import dense_of
 from tombola.studies.state import DrawState
+from tombola.task_times import known
 
 _NEAR = 0.1  # a tenth
 _Kind = tuple[Any, ...]
@@ -19,10 +23,16 @@ _DECIDES = ("steps", "batch", "engine", "device", "precision")
 
 
 class Pace:
-    """Mean seconds of trainings of one task and length, by density: those of the nearest density that is known."""
+    """Seconds of trainings: of one task and length measured, by density; of others reckoned.
+
+    Measured is the mean of the finished runs of the nearest density that is known. Reckoned is what the dense net of a
+    built-in task takes by ``tombola.task_times``, times how much longer than reckoned the finished runs took.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[_Kind, dict[float, list[float]]] = {}
+        self._took = self._reckoned = 0.0
+        """Seconds of all finished runs for which there is a reckoning, and those reckoned."""
 
     @classmethod
     def of(cls, store: Store | None) -> Pace:
@@ -32,33 +42,48 @@ class Pace:
             task, training = run.about.get("task"), run.about.get("full_recipe")
             seconds, density = run.summary.get("seconds"), run.about.get("density")
             if isinstance(task, Mapping) and isinstance(training, Mapping) and seconds is not None and density:
-                found._add(_kind(task.get("name"), training), density, seconds)
+                with suppress(ValidationError):  # the recipe of another version
+                    found._add(str(task.get("name")), Recipe.model_validate(training), density, seconds)
         return found
 
     def add(self, recipe: DrawRecipe, density: float, seconds: float) -> None:
         """Take in a run of a draw."""
-        self._add(self._of_draw(recipe, density), density, seconds)
+        self._add(recipe.task, _training(recipe, density), density, seconds)
 
     def seconds(self, recipe: DrawRecipe, density: float) -> float | None:
-        """What a run of a draw will take; None where no run of its task and length is known."""
-        known = self._seconds.get(self._of_draw(recipe, density))
-        if not known:
-            return None
-        nearest = min(known, key=lambda there: abs(there - _place(density)))
-        return math.fsum(known[nearest]) / len(known[nearest])
+        """What a run of a draw will take; None where neither runs nor measurements tell of its task."""
+        training = _training(recipe, density)
+        if known := self._seconds.get(_kind(recipe.task, training)):
+            nearest = min(known, key=lambda there: abs(there - _place(density)))
+            return math.fsum(known[nearest]) / len(known[nearest])
+        reckoned = _reckoned(recipe.task, training)
+        if reckoned is None or not self._reckoned:
+            return reckoned
+        return reckoned * self._took / self._reckoned
 
-    def _add(self, kind: _Kind, density: float, seconds: float) -> None:
-        self._seconds.setdefault(kind, {}).setdefault(_place(density), []).append(seconds)
-
-    def _of_draw(self, recipe: DrawRecipe, density: float) -> _Kind:
-        training = recipe.training.model_dump(mode="json")
-        if recipe.fine_tune is not None and density < 1:
-            training["steps"] = str(recipe.fine_tune)
-        return _kind(recipe.task, training)
+    def _add(self, task: str, training: Recipe, density: float, seconds: float) -> None:
+        self._seconds.setdefault(_kind(task, training), {}).setdefault(_place(density), []).append(seconds)
+        if reckoned := _reckoned(task, training):
+            self._took, self._reckoned = self._took + seconds, self._reckoned + reckoned
 
 
-def _kind(task: Any, training: Mapping[str, Any]) -> _Kind:
-    return task, *(training.get(name) for name in _DECIDES)
+def _training(recipe: DrawRecipe, density: float) -> Recipe:
+    """The training of a round: a fine-tuning is a shorter one."""
+    if recipe.fine_tune is None or density == 1:
+        return recipe.training
+    return recipe.training.model_copy(update={"steps": recipe.fine_tune})
+
+
+def _reckoned(task: str, training: Recipe) -> float | None:
+    """Seconds of a training of the dense net; None where its task wasn't measured on such a device."""
+    name, colon, _ = task.partition(":")
+    times = known().tasks.get(name + colon)
+    speed = {"cpu": times.cpu, "cuda": times.cuda or times.reckoned(training)}.get(training.device) if times else None
+    return times.seconds(training, speed) if times and speed else None
+
+
+def _kind(task: str, training: Recipe) -> _Kind:
+    return task, *(getattr(training, name) for name in _DECIDES)
 
 
 def _place(density: float) -> float:
@@ -107,10 +132,10 @@ def works(states: Iterable[DrawState]) -> dict[str, Work]:
 
 
 def seconds_left(left: Sequence[Work], pace: Pace, jobs: int) -> float | None:
-    """How long the rest takes ``jobs`` processes; None where no run of its kind is finished.
+    """How long the rest takes ``jobs`` processes; None where nothing tells of any run.
 
-    At least as long as the longest search, as its rounds come one after the other. Runs of a kind that no finished run
-    tells of count as the mean of the others.
+    At least as long as the longest search, as its rounds come one after the other. Runs of which nothing tells count as
+    the mean of the others.
     """
     whole, longest, known, unknown = 0.0, 0.0, 0, 0
     for work in left:
