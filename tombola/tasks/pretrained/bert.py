@@ -35,7 +35,7 @@ from tombola.tasks.pretrained.tokens import encoded, learned
 from tombola.tasks.task import Splits
 
 COLON = ":"
-VOCABULARY, SMALL_VOCABULARY, ROW, SMALL_ROW = 8192, 2048, 128, 32
+VOCABULARY, ROW, _SMALL_ROW = 8192, 128, 32
 """Of the BERT of 4 layers: tokens that it knows, and tokens in a row, at most and in the small task."""
 _WIDTH, _HEADS = 64, 2
 """Of a head, and how many heads there are."""
@@ -50,7 +50,7 @@ _FINE_TUNING = Recipe(
     lr_schedule="linear",
     evaluate_every=Duration(50),
 )
-_SMALL_FINE_TUNING = _FINE_TUNING.model_copy(update={"steps": Duration(5, "ep"), "lr": 5e-4})
+_SMALL_FINE_TUNING = _FINE_TUNING.model_copy(update={"lr": 5e-4})
 _PRE_TRAINING = Recipe(
     steps=Duration(40, "ep"),
     batch=32,
@@ -74,7 +74,7 @@ _SMALL_PRE_TRAINING = _PRE_TRAINING.model_copy(
 _FURTHER_PRE_TRAINING = _FINE_TUNING.model_copy(update={"lr": 5e-5, "evaluate_every": Duration(100)})
 
 
-def small_bert(factor: float = 1.0, *, vocabulary: int = VOCABULARY, dropout: float = 0.1) -> nn.Module:
+def small_bert(factor: float = 1.0, *, dropout: float = 0.1) -> nn.Module:
     """A BERT of 4 layers, 128 wide, with 2 heads, for masked language modelling: 786,432 weights to prune.
 
     Its positions begin as sines and cosines, as long as the embeddings of words, and are trained. From positions at
@@ -83,7 +83,7 @@ def small_bert(factor: float = 1.0, *, vocabulary: int = VOCABULARY, dropout: fl
     """
     library = transformers()
     config = library.BertConfig(
-        vocab_size=vocabulary,
+        vocab_size=VOCABULARY,
         hidden_size=_HEADS * scaled(_WIDTH, factor),
         num_hidden_layers=4,
         num_attention_heads=_HEADS,
@@ -101,8 +101,8 @@ def small_bert(factor: float = 1.0, *, vocabulary: int = VOCABULARY, dropout: fl
     return made
 
 
-def _learned_tokenizer(root: Path | None, vocabulary: int) -> Any:
-    return learned(tuple(load_wikitext2(data_root(root))[0]), vocabulary, ROW)
+def _learned_tokenizer(root: Path | None) -> Any:
+    return learned(tuple(load_wikitext2(data_root(root))[0]), VOCABULARY, ROW)
 
 
 def _text_splits(
@@ -145,20 +145,17 @@ def _sentence_splits(
     return Splits(*(tokenised(part.sentences, part.labels, found, longest) for part in parts))
 
 
-def _pre_training(
-    name: str, recipe: Recipe, description: str, *, length: int, vocabulary: int, dropout: float
-) -> TransformersTask:
-    net = partial(small_bert, vocabulary=vocabulary, dropout=dropout)
-    tokenizer = partial(_learned_tokenizer, vocabulary=vocabulary)
+def _pre_training(name: str, recipe: Recipe, description: str, *, length: int, dropout: float) -> TransformersTask:
+    net = partial(small_bert, dropout=dropout)
     return TransformersTask(
         name=name,
         model=net,
         scaled=net,
-        load=partial(_text_splits, length=length, tokenizer=tokenizer),
+        load=partial(_text_splits, length=length, tokenizer=_learned_tokenizer),
         data_sets=_TEXT,
         extra=TRANSFORMERS,
         kind=MASKED_WORDS,
-        tokenizer=tokenizer,
+        tokenizer=_learned_tokenizer,
         loss=told,
         metrics=counted,
         conclude=concluded,
@@ -176,15 +173,13 @@ MADE_HERE = (
         _PRE_TRAINING,
         "BERT of 4 layers, 128 wide, pre-trained on WikiText-2 by masked language modelling",
         length=ROW,
-        vocabulary=VOCABULARY,
         dropout=0.1,
     ),
     _pre_training(
         "wikitext2-mlm-small",
         _SMALL_PRE_TRAINING,
-        "As wikitext2-mlm for minutes on one core: 2,048 pieces in rows of 32, no dropout",
-        length=SMALL_ROW,
-        vocabulary=SMALL_VOCABULARY,
+        "As wikitext2-mlm for minutes on one core: in rows of 32 tokens, no dropout",
+        length=_SMALL_ROW,
         dropout=0.0,
     ),
 )
