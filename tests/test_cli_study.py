@@ -374,3 +374,16 @@ def test_nothing_to_do_is_said_in_a_line(ran: Ran) -> None:
     text = io.StringIO()
     Overview(found, Pace(), 1, console=Console(file=text, width=100)).of(states)
     assert text.getvalue() == "4 draws of 4 in the store already\n"
+
+
+# ---- report
+
+
+def test_a_study_is_reported_by_name_although_a_folder_is_called_so(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    page = ("--store", ran.store, "-o", tmp_path / "page.html", "--json")
+    by_name = call("report", "small", *page).json["draws"]
+    assert len(by_name) == 6

@@ -58,8 +58,8 @@ def _with_studies(store: Store, where: str, what: Sequence[str]) -> list[str]:
     names = {*shipped(), *(one.name for one in all_begun(where))}
     found: list[str] = []
     for word in what:
-        if Path(word).is_dir() or not (word in names or is_file(word)):
-            found.append(word)
+        if any(Path(word).glob("*.csv")) or not (word in names or is_file(word)):
+            found.append(word)  # a study goes before a folder of its name that holds other things, such as a store
             continue
         plan, _ = meant(word, None, where)
         draws = [state.record.id for state in look(plan, store) if state.record]
