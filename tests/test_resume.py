@@ -30,7 +30,7 @@ def logged(path: Path) -> list[list[Any]]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_moments_it_gives_the_same_bits(tmp_path: Path, seed: int) -> None:
-    command = [sys.executable, str(HERE / "kill_driver.py"), str(tmp_path), "12", str(seed)]
+    command = [sys.executable, str(HERE / "kill_driver.py"), str(tmp_path), "7", str(seed)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["killed"] > 0
