@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from store_tools import ONE, finish, folder_of, sql
+from store_tools import ONE, TWO, finish, folder_of, sql
 
 from tombola.errors import InputError, StoreError
 from tombola.store import Store
@@ -76,6 +76,18 @@ for where in (sys.argv[1], sys.argv[1] + "/below"):
     except StoreError as error:
         print(error)
 """
+
+
+def test_a_catalogue_that_goes_away_is_not_made_anew_and_empty(store, tmp_path):
+    finish(store, ONE)
+    catalogue, away = folder_of(store) / "catalogue.sqlite", tmp_path / "away"
+    catalogue.rename(away)
+    with pytest.raises(StoreError, match="can't be used: unable to open"):
+        store.claim(TWO, {})
+    assert not catalogue.exists()
+    away.rename(catalogue)
+    assert store.run(ONE) is not None
+    finish(store, TWO)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems have other rights")

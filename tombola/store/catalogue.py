@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -109,6 +110,8 @@ class Catalogue:
             self._prepare()
         except _Clash:  # PostgreSQL: another process made the tables at the same moment
             self._prepare()
+        if self._sqlite:
+            event.listen(self._engine, "do_connect", _only_what_is_there)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -204,6 +207,12 @@ def _engine(url: str | URL) -> Engine:
         event.listen(engine, "connect", _take_over_transactions)
         event.listen(engine, "begin", _begin)
     return engine
+
+
+def _only_what_is_there(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Open the file, never make one: a catalogue that went away mustn't come back empty while it is looked for."""
+    if not options.get("uri"):
+        arguments[0], options["uri"] = Path(arguments[0]).absolute().as_uri() + "?mode=rw", True
 
 
 def _take_over_transactions(connection: Any, _record: Any) -> None:
