@@ -197,7 +197,7 @@ def evaluation_of(session: Session, whole: Examples, clock: Clock, enough: float
 def families(folder: Path) -> dict[str, Callable[[], Task]]:
     """The tasks that begin with a checkpoint: a made-up one, of BERT base's shape, or a small one's for the small."""
     from tombola.tasks.pretrained import FROM_A_CHECKPOINT, from_checkpoint
-    from tombola.tasks.pretrained.bert import ROW, VOCABULARY, small_bert
+    from tombola.tasks.pretrained.bert import ROW, VOCABULARY
     from tombola.tasks.pretrained.checkpoint import save, transformers
     from tombola.tasks.pretrained.tokens import learned
 
@@ -209,7 +209,9 @@ def families(folder: Path) -> dict[str, Callable[[], Task]]:
             lacking = None in SOURCES["wikitext2"].found(data_root())
             words = tuple(load_wikitext2(made_root("wikitext2", folder) if lacking else data_root())[0])
             tokenizer = learned(words, VOCABULARY if small else 30_522, ROW if small else 512)
-            net = small_bert(dropout=0.0) if small else library.BertForMaskedLM(library.BertConfig())
+            net = (
+                tb.get_task("wikitext2-mlm-small").build(0) if small else library.BertForMaskedLM(library.BertConfig())
+            )
             save(net, tokenizer, where)
         task = from_checkpoint(f"{name}:{where}")
         assert task is not None

@@ -27,6 +27,7 @@ from tombola.studies.library import load, shipped
 from tombola.studies.pace import Pace
 from tombola.studies.plan import Plan, plan
 from tombola.studies.state import look
+from tombola.task_times import Times
 
 STUDY = """
 name = "small"
@@ -339,11 +340,12 @@ def event(kind: Any, **changes: Any) -> Event:
     return Event(**{"kind": kind, "arm": "ticket", "seed": 0, "density": 1.0, **changes})
 
 
-def test_a_log_has_a_line_for_each_draw_and_is_not_silent(small: Plan) -> None:
+def test_a_log_has_a_line_for_each_draw_and_is_not_silent(small: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tombola.studies.pace.known", lambda: Times({}, {}))
     done = [("event", [event("done", density=density, row={"seconds": 3.0})]) for density in (1.0, 0.7, 0.5)]
     text = seen(small, (0, "begun", []), (1, *done[0]), (29, *done[1]), (61, *done[2]), (62, "over", [None]))
     assert text.splitlines() == [
-        "small (quick): 0 of 3 draws, 0 of 9 runs; about a second left",
+        "small (quick): 0 of 3 draws, 0 of 9 runs; nothing tells yet how long it takes",
         "small (quick): 0 of 3 draws, 3 of 9 runs; about 8 seconds left",
         "digits-mlp · imp · seed 0: done, 4 runs",
     ]

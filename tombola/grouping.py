@@ -41,10 +41,10 @@ def by_recipe(draws: Sequence[DrawRecord]) -> list[list[DrawRecord]]:
     """Draws that differ in their seed alone together, by seed; two of one seed (of other data, say) apart."""
     groups: dict[tuple[str, int], list[DrawRecord]] = {}
     for draw in draws:
-        number = 0
-        while any(seed_of(other) == seed_of(draw) for other in groups.get((_shared(draw), number), ())):
+        shared, number = _shared(draw), 0
+        while any(seed_of(other) == seed_of(draw) for other in groups.get((shared, number), ())):
             number += 1
-        groups.setdefault((_shared(draw), number), []).append(draw)
+        groups.setdefault((shared, number), []).append(draw)
     return [sorted(group, key=seed_of) for group in groups.values()]
 
 
@@ -62,5 +62,6 @@ def labels(groups: Sequence[Sequence[DrawRecord]]) -> list[str]:
 
 def with_seeds(store: Store, draw: DrawRecord) -> list[DrawRecord]:
     """The draw, and the newest draw of each other seed that differs from it in the seed alone, by seed."""
-    same = [other for other in store.draws() if _shared(other) == _shared(draw)]
+    shared = _shared(draw)
+    same = [other for other in store.draws() if _shared(other) == shared]
     return sorted(({seed_of(other): other for other in same} | {seed_of(draw): draw}).values(), key=seed_of)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -42,8 +43,9 @@ class Pace:
             task, training = run.about.get("task"), run.about.get("full_recipe")
             seconds, density = run.summary.get("seconds"), run.about.get("density")
             if isinstance(task, Mapping) and isinstance(training, Mapping) and seconds is not None and density:
-                with suppress(ValidationError):  # the recipe of another version
-                    found._add(str(task.get("name")), Recipe.model_validate(training), density, seconds)
+                read = _read(json.dumps(training))
+                if read is not None:
+                    found._add(str(task.get("name")), read, density, seconds)
         return found
 
     def add(self, recipe: DrawRecipe, density: float, seconds: float) -> None:
@@ -65,6 +67,15 @@ class Pace:
         self._seconds.setdefault(_kind(task, training), {}).setdefault(_place(density), []).append(seconds)
         if reckoned := _reckoned(task, training):
             self._took, self._reckoned = self._took + seconds, self._reckoned + reckoned
+
+
+@lru_cache
+def _read(training: str) -> Recipe | None:
+    """A recipe from JSON; None for one of another version. A store's runs share a few, looked at again and again."""
+    try:
+        return Recipe.model_validate_json(training)
+    except ValidationError:
+        return None
 
 
 def _training(recipe: DrawRecipe, density: float) -> Recipe:
