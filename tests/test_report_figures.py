@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tombola.errors import InputError
+from tombola.grouping import heading_of
 from tombola.report import drawing
 from tombola.report.figures import (
     OTHERS,
@@ -256,6 +257,15 @@ def test_figures_are_all_there_and_titled(single: Any) -> None:
     assert headings[0] == headings[1]
     assert headings[2] == headings[3]
     assert list(figures(LADDER, [], [], title="x", metric="accuracy")) == ["accuracy", "early_stop", "overview"]
+
+
+def test_titles_show_the_end_of_a_checkpoints_path(single: Any) -> None:
+    task = "sst2-bert:/home/me/nets/small/transformers@wikitext2-mlm:/home/me/nets/small/transformers"
+    short = "sst2-bert:small/transformers@wikitext2-mlm:small/transformers"
+    made = figures(*single, title=f"{task}, snip", metric="accuracy")
+    assert made["overview"].title.text.startswith(f"{short}, snip, ")
+    assert made["layers"].title.text.startswith(f"{short}, snip: ")
+    assert [heading_of(name) for name in ("digits-mlp", "sst2-bert:bert/base")] == ["digits-mlp", "sst2-bert:bert/base"]
 
 
 def test_the_metrics_figure_is_named_after_it(tmp_path: Path) -> None:

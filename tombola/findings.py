@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError, TombolaError
-from tombola.grouping import by_recipe, labels, recipe_of, seed_of, task_of, task_of_run
+from tombola.grouping import by_recipe, heading_of, labels, recipe_of, seed_of, task_of, task_of_run
 from tombola.pictures import Picture, picture
 from tombola.store import AuditRecord, DrawRecord, RunRecord, Store, as_seen, judging, told_in_training
 
@@ -186,8 +186,8 @@ def _under_way(draws: Sequence[DrawRecord], runs: Sequence[RunRecord]) -> list[R
 
 def _title(searches: Sequence[Search]) -> str:
     if len(searches) == 1:
-        return f"{searches[0].task}, {searches[0].label}"
-    tasks = list(dict.fromkeys(search.task for search in searches))
+        return f"{heading_of(searches[0].task)}, {searches[0].label}"
+    tasks = list(dict.fromkeys(heading_of(search.task) for search in searches))
     return f"{', '.join(tasks[:3])}{' and others' if len(tasks) > 3 else ''}: {len(searches)} searches"
 
 

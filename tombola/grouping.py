@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ from tombola.store import DrawRecord, RunRecord, Store
 def task_of(draw: DrawRecord) -> str:
     """The name of a draw's task; empty where its record lacks one."""
     return str(draw.about.get("task", ""))
+
+
+def heading_of(task: str) -> str:
+    """A task's name as it is read in a heading or a sentence: of the path to a checkpoint its last two parts."""
+    return re.sub(r":/[^@]*/([^/@]+/[^/@]+)", r":\1", task)
 
 
 def seed_of(draw: DrawRecord) -> int:
@@ -54,7 +60,7 @@ def labels(groups: Sequence[Sequence[DrawRecord]]) -> list[str]:
     found: list[str] = []
     for group in groups:
         method = str(recipe_of(group[0]).get("method", "draw"))
-        name = method if len(tasks) == 1 else f"{task_of(group[0])}, {method}"
+        name = method if len(tasks) == 1 else f"{heading_of(task_of(group[0]))}, {method}"
         again = sum(label == name or label.startswith(f"{name}, recipe ") for label in found)
         found.append(f"{name}, recipe {again + 1}" if again else name)
     return found

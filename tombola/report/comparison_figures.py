@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from tombola.errors import InputError
+from tombola.grouping import heading_of
 from tombola.report import drawing
 from tombola.report.comparison import DENSE, ORDER, READINGS, Comparison
 from tombola.report.drawing import DOTTED, GREY, Points
@@ -381,7 +382,7 @@ def _together(view: _View, panels: Sequence[alt.LayerChart], heading: str, *note
     """The panels in one figure under a heading, with the notes and what was cut off or has no result."""
     import altair as alt
 
-    cut = "On a log scale of the error."
+    heading, cut = heading_of(heading), "On a log scale of the error."
     if not view.errors:
         means = [{**p, "low": p["mean"], "high": p["mean"]} for p in view.points]
         cut = drawing.cut_off(means, view.shown, drawing.metric_form(view.found.metric))

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tombola.grouping import heading_of
 from tombola.report.spans import Span
 from tombola.report.tables import Group, Row, arms, groups, is_share, metric_name, percent, present
 
@@ -229,6 +230,7 @@ def panel(layers: Sequence[alt.Chart], title: str, *notes: str) -> alt.LayerChar
 
     # A percent sign never starts a line.
     lines = textwrap.wrap(" ".join(filter(None, notes)).replace(" %", "\N{NO-BREAK SPACE}%"), 90)
+    title = heading_of(title)
     heading = alt.TitleParams(title, subtitle=lines) if lines else alt.TitleParams(title)
     chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=heading)
     styled: alt.LayerChart = style(chart)
@@ -282,7 +284,7 @@ def beside(
         for panel, own in zip(row, lines, strict=True):
             panel.config = alt.Undefined  # only the outermost chart may have one
             panel.title.subtitle = own + [" "] * (max(map(len, lines)) - len(own)) or alt.Undefined
-    title = alt.TitleParams(heading, fontSize=18, frame="bounds")
+    title = alt.TitleParams(heading_of(heading), fontSize=18, frame="bounds")
     whole = alt.concat(*panels, columns=columns, spacing=spacing, title=title)
     if not shared:
         whole = whole.resolve_scale(color="independent", shape="independent", strokeDash="independent")

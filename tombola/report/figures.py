@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tombola.errors import InputError
+from tombola.grouping import heading_of
 from tombola.report import drawing
 from tombola.report.drawing import AT_END, AT_STOP, DASHED, DOTTED, GREY, SEQUENCE, SOLID, Points
 from tombola.report.spans import Span, span
@@ -248,6 +249,7 @@ def figures(
         single[f"train_{name}"] = training
     if layers:
         single["layers"] = layers_figure(layers)
+    title = heading_of(title)
     overview = drawing.beside(list(single.values()), f"{title}, {drawing.seeds_named(rounds)}")
     for chart in single.values():
         chart.title.text = f"{title}: {chart.title.text[0].lower()}{chart.title.text[1:]}"

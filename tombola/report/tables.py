@@ -20,6 +20,7 @@ from rich.table import Table
 
 from tombola.audits.pairing import ORDER
 from tombola.errors import InputError
+from tombola.grouping import heading_of
 
 Row = Mapping[str, Any]
 
@@ -261,7 +262,7 @@ def sentence(rows: Sequence[Row], chosen: int, metric: str, task: str) -> str:
 
     Several seeds or draws are given by their means. Raises ``InputError`` where there is no ticket of the chosen round.
     """
-    found = groups(rows)
+    found, task = groups(rows), heading_of(task)
     tickets = {g.round: g for g in found if g.arm == "ticket"}
     if chosen not in tickets:
         raise InputError(f"the chosen round must be one of the tickets' rounds {sorted(tickets)}, but got {chosen}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tombola.grouping import heading_of
+
 if TYPE_CHECKING:
     from tombola.report.figures import Figure
 
@@ -83,7 +85,7 @@ def chart(name: str, figure: Figure, *, title: str, of: str, fixed: bool = False
     spec.pop("usermeta", None)
     heading = spec["title"]
     notes = " ".join(" ".join(heading.get("subtitle", ())).split())
-    heading["text"] = f"{of}: {title[0].lower()}{title[1:]}"
+    heading["text"] = f"{heading_of(of)}: {title[0].lower()}{title[1:]}"
     spec["datasets"] = {key: [_rounded(row) for row in rows] for key, rows in spec["datasets"].items()}
     panels = spec.get("concat", [spec])
     notes = " ".join(filter(None, [notes, *(_notes(panel) for panel in panels if panel is not spec)]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola.errors import InputError
 from tombola.findings import Findings, Search
+from tombola.grouping import heading_of
 from tombola.pictures import Picture
 from tombola.report import figures
 from tombola.report.page import compared, tables
@@ -159,12 +160,12 @@ def _said(search: Search) -> str:
     """What was found, in a sentence."""
     rows = search.rounds
     if (search.chosen or 0) not in {row["round"] for row in rows if row["arm"] == "ticket"}:
-        return f"{search.label} of {search.task} has no result yet."
+        return f"{search.label} of {heading_of(search.task)} has no result yet."
     if not search.method:
         value = rows[0]["stop_metric"]
         shown = "no value" if value is None else percent(value) if is_share(search.metric) else f"{value:.4g}"
         what = f"{search.data} {metric_name(search.metric)} at early stop"
-        net = f"One training of {search.task} at {percent(rows[0]['density'])} density"
+        net = f"One training of {heading_of(search.task)} at {percent(rows[0]['density'])} density"
         return f"{net}, {rows[0]['status']}: {what} {shown}."
     said = sentence(rows, search.chosen or 0, search.metric, search.task)
     read = metric_name(search.metric)
@@ -285,7 +286,7 @@ def _comparisons(findings: Findings) -> list[tuple[str, Comparison]]:
 def _compared(task: str, found: Comparison, findings: Findings) -> Section:
     from tombola.report.comparison_figures import comparison_figures
 
-    heading = "Methods compared" if len(findings.tasks) == 1 else f"Methods compared: {task}"
+    heading = "Methods compared" if len(findings.tasks) == 1 else f"Methods compared: {heading_of(task)}"
     name = f"compared-{slug(task)}-{findings.tasks.index(task)}"
     try:
         drawn = comparison_figures(found, title=task)
