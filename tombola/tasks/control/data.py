@@ -150,17 +150,20 @@ class _Queue:
 def returns(game: Game, model: nn.Module, seeds: Tensor) -> Tensor:
     """The returns of games, (N,) float64, played to their ends by a net that chooses actions as its policy says.
 
-    Which it chooses is drawn from a stream of the first seed: the same games by the same net end the same.
+    Which it chooses is drawn from a stream of the first seed: the same games by the same net end the same. Tables
+    that none of them is left for go on without the net.
     """
     device, number = next(model.parameters()).device, min(len(seeds), SIDE_BY_SIDE)
     queue = _Queue(seeds.tolist())
     tables, generator = Tables(game, number, queue), stream(int(seeds[0]), "moves")
     sums, found = np.zeros(number), np.full(len(seeds), np.nan)
     while np.isnan(found).any():
-        chances = model(tables.seen.to(device))[:, :-1].softmax(dim=1).cumsum(dim=1).cpu()
-        drawn = torch.rand(number, 1, generator=generator)
-        action = (chances < drawn).sum(dim=1).clamp(max=game.actions - 1)
-        playing = [queue.game(table, own) for table, own in enumerate(tables.numbers)]
+        playing = np.array([queue.game(table, own) for table, own in enumerate(tables.numbers)])
+        counted = torch.from_numpy(playing < len(found))  # the net's work where a game decides something
+        chances = model(tables.seen[counted].to(device))[:, :-1].softmax(dim=1).cumsum(dim=1).cpu()
+        drawn = torch.rand(number, 1, generator=generator)[counted]
+        action = torch.zeros(number, dtype=torch.int64)
+        action[counted] = (chances < drawn).sum(dim=1).clamp(max=game.actions - 1)
         moved = tables.move(action.numpy())
         sums += moved.rewards
         for table in np.flatnonzero(moved.ended).tolist():
