@@ -289,6 +289,12 @@ def test_the_heat_map_has_every_cell_and_one_scale_of_colours(square: Transfer) 
         ([A], [B], {"method": "imqp"}, "unknown method 'imqp'"),
         ([A], [B], {"jobs": 2}, "a task of your own is trained in one process, but 2 are asked for"),
         (["deadbeef"], [B], {}, "none has 'deadbeef'"),
+        (
+            ["nets/no-such"],
+            [B],
+            {},
+            "there is no file nets/no-such; a source is a task, the id of a draw or a ticket file",
+        ),
         (["digits-mpl"], [B], {}, r"unknown task 'digits-mpl'\. Did you mean 'digits-mlp'"),
         ([A], ["no-such"], {}, "unknown task 'no-such'"),
         ([A], [task("loss", metric="loss", higher_is_better=False)], {}, "one kind of metric"),

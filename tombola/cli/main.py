@@ -22,7 +22,7 @@ VERBS = {
     "transfer": "Carry tickets from task to task, beside controls.",
     "study": "Carry out whole studies: methods, densities, seeds, controls.",
     "diagnose": "Look into masks and nets: layers, collapse, cost, gradient flow.",
-    "list": "List the draws and runs of a store.",
+    "list": "List the draws, runs or audits of a store.",
     "show": "Show a ticket file, a draw or a run.",
     "report": "Write a web page of what was found.",
     "serve": "Show a store as live pages in a browser.",

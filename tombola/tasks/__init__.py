@@ -31,7 +31,7 @@ def get_task(name: str) -> Task:
     if not at and (found := from_checkpoint(name)) is not None:
         return found
     if not at:
-        raise InputError(f"unknown task {name!r}.{suggestion(name, (*TASKS, *FROM_A_CHECKPOINT))}")
+        raise InputError(f"unknown task {name!r}.{suggestion(name, {*TASKS, *FROM_A_CHECKPOINT})}")
     own, other = get_task(target), get_task(source)
     known = _ADAPTED.get(name)
     if known is None or known[0] is not own or known[1] is not other:

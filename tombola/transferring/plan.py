@@ -138,6 +138,10 @@ def _source(
         return _of_task(get_task(one), densities, search), None
     except InputError:
         if not set(one.lower()) <= set("0123456789abcdef") or len(one) < 4:
+            if Path(one).name != one and ":" not in one:
+                raise InputError(
+                    f"there is no file {one}; a source is a task, the id of a draw or a ticket file"
+                ) from None
             raise
     return _of_draw(one, store, densities)
 
