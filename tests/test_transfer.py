@@ -120,6 +120,32 @@ def test_numbers_are_those_of_the_rows(square: Transfer) -> None:
     assert square.matrix(0.25, "ahead of random_ticket")["b"]["a"] == pytest.approx(row["ahead_of_random"])
 
 
+def test_a_ticket_is_held_against_the_targets_own_in_the_same_net(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"densities": [0.5], "seeds": (0, 1), "controls": (), "store": tmp_path, **RESET}
+    found = tb.transfer([A, B], [B, MORE], **options)
+    assert found.named == ("a", "b")
+    assert found.sources == ["a", "b", "more@a", "more@b"]
+    assert {(r["source"], r["target"], r["own_ticket"]) for r in found.rows if r["arm"] == "ticket"} == {
+        *(("a", "b", "b"), ("b", "b", "b"), ("a", "more", "more@a"), ("b", "more", "more@b")),
+        *(("more@a", "more", "more@a"), ("more@b", "more", "more@b")),
+    }
+    values = {(r["source"], r["target"], r["seed"]): r["stop_metric"] for r in found.rows if r["arm"] == "ticket"}
+    table = {(r["source"], r["target"]): r for r in found.table(0.5)}
+    for source, target, own in (("a", "b", "b"), ("a", "more", "more@a"), ("b", "more", "more@b")):
+        theirs = [values[own, target, seed] for seed in (0, 1)]
+        apart = [values[source, target, seed] - there for seed, there in enumerate(theirs)]
+        assert table[source, target]["own_ticket"] == pytest.approx(statistics.fmean(theirs))
+        assert table[source, target]["ahead_of_own"] == pytest.approx(statistics.fmean(apart))
+    assert table["b", "b"]["ahead_of_own"] is None
+    assert found.matrix(0.5, "own ticket") == {
+        "a": {"b": table["a", "b"]["own_ticket"], "more": table["a", "more"]["own_ticket"]},
+        "b": {"more": table["b", "more"]["own_ticket"]},
+    }
+    assert [line[0] for line in lines(found, 0.5)[1] if not line[0].startswith(" ")] == ["a", "b"]
+    alone = tb.transfer([A], [B], own=False, **options)
+    assert {r["own_ticket"] for r in alone.rows} == {None}
+
+
 def test_differences_are_those_of_audits(square: Transfer) -> None:
     (cell,) = [c for c in square.cells if (c.source, c.target, c.asked) == ("a", "b", 0.5)]
     rows = [
@@ -220,18 +246,22 @@ def test_late_reset_trains_the_whole_recipe_from_early_values(tmp_path: Path) ->
 def test_tables_have_differences_below_and_mark_what_is_the_targets_own(square: Transfer) -> None:
     header, made = lines(square, 0.5)
     assert header == ["source", "a", "b"]
-    assert [line[0] for line in made] == ["dense net", "a", "", "b", ""]
+    below = [f"  ahead of {one}" for one in ("random ticket", "own ticket", "dense net")]
+    assert [line[0] for line in made] == ["a", *below, "b", *below]
     table = {(r["source"], r["target"]): r for r in square.table(0.5)}
-    for line, source in ((made[1], "a"), (made[3], "b")):
+    for line, source in ((made[0], "a"), (made[4], "b")):
         for text, target in zip(line[1:], "ab", strict=True):
             row = table[source, target]
             shown = f"{100 * row['mean']:.2f} ± {100 * row['standard_deviation']:.2f}"
             assert text == shown + " *" * (source == target)
     row = table["a", "b"]
     ends = [f"{round(100 * row[name], 2) + 0.0:+.2f}" for name in ("ahead_of_random", "lowest", "highest")]
-    assert made[2][2] == f"{ends[0]} ({ends[1]} to {ends[2]})"
+    assert made[1][2] == f"{ends[0]} ({ends[1]} to {ends[2]})"
+    assert made[2][2].startswith(f"{round(100 * row['ahead_of_own'], 2) + 0.0:+.2f} (")
+    assert made[2][1] == "", "nothing is ahead of itself"
+    assert made[3][2].startswith(f"{round(100 * row['ahead_of_dense'], 2) + 0.0:+.2f} (")
     text = markdown(square)
-    assert text.count("| dense net |") == 2
+    assert text.count("ahead of dense net") == 2 * 2
     assert text.count("\\*") == 4 + 4, "escaped, so that nothing is slanted"
     assert "the lowest and the highest seed (n = 2)" in text
     assert len(controls_lines(square)[1]) == 8
@@ -261,11 +291,16 @@ def test_the_heat_map_has_every_cell_and_one_scale_of_colours(square: Transfer) 
     chart = transfer_figures(square, title="toys")["transfer"].to_dict()
     assert len(chart["concat"]) == 2
     points = [p for values in chart["datasets"].values() for p in values if "ahead" in p]
-    every = {(p["source"], p["target"], p["text"], p["below"]): p for p in points}
+    every = {(p["source"], p["target"], p["text"], *p["below"]): p for p in points}
     assert len(every) == 8
     furthest = max(every.values(), key=lambda p: abs(p["ahead"]))
     assert furthest["fill"] == shade(1 if furthest["ahead"] > 0 else -1)
     assert {p["own"] for p in every.values() if p["source"] == p["target"]} == {True}
+    for point in every.values():
+        others = ["random", "dense"] if point["own"] else ["random", "own", "dense"]
+        assert [words.split()[1] for words in point["below"]] == others
+    written = sorted((p["source"], p["target"], p["line"]) for p in points if "line" in p)
+    assert written == sorted((s, t, line) for s, t, *words in every for line in words), "every number once"
     assert (shade(1), shade(-1), shade(0)) == ("#0072b2", "#d55e00", "#ffffff")
 
 
@@ -327,5 +362,5 @@ def test_tickets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_matrix_is_of_what_is_there(square: Transfer) -> None:
     with pytest.raises(tb.InputError, match=r"at the densities 0.5, 0.25, but 0.1 is asked for"):
         square.table(0.1)
-    with pytest.raises(tb.InputError, match=r"a matrix is of ticket, dense, reinit, .* but got 'tickets'"):
+    with pytest.raises(tb.InputError, match=r"a matrix is of ticket, dense, own ticket, reinit, .* but got 'tickets'"):
         square.matrix(0.5, "tickets")

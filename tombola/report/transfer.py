@@ -1,8 +1,9 @@
 """Tickets carried from task to task, in numbers and words: a matrix of sources and targets at each density.
 
 Rows are those of ``tombola.transferring``: one for each run, with ``source``, ``target``, ``task`` (the target's data
-in the source's net), ``asked`` (the density that the ticket was found at), ``arm`` (``dense``, ``ticket`` or a
-control's name) and the fields of ``Draw.rows``. Nothing is dropped: a run that diverged counts as in an audit.
+in the source's net), ``own_ticket`` (which source holds the target's own tickets in that net), ``asked`` (the density
+that the ticket was found at), ``arm`` (``dense``, ``ticket`` or a control's name) and the fields of ``Draw.rows``.
+Nothing is dropped: a run that diverged counts as in an audit.
 """
 
 from __future__ import annotations
@@ -20,12 +21,24 @@ from tombola.audits.statistics import deviation, mean
 from tombola.errors import InputError
 from tombola.report.tables import DASH, is_share, metric_name, of_metric, percent
 
-RANDOM = "random_ticket"
+RANDOM, OWN = "random_ticket", "own ticket"
 READINGS: dict[At, str] = {"stop": "at early stop", "end": "at the end of training"}
 ENOUGH = 5
 """Seeds from which an interval is more than the lowest and the highest difference."""
+BELOW = {RANDOM: "  ahead of random ticket", OWN: "  ahead of own ticket", DENSE: "  ahead of dense net"}
+"""What a ticket is held against, in the lines below its own."""
 COLUMNS = (
-    *("source", "source_optimizer", "source_lr", "target", "target_optimizer", "target_lr", "task", "own"),
+    *(
+        "source",
+        "source_optimizer",
+        "source_lr",
+        "target",
+        "target_optimizer",
+        "target_lr",
+        "task",
+        "own",
+        "own_ticket",
+    ),
     *("asked", "density", "arm", "draw", "seed", "status", "stop_step", "stop_metric", "end_metric"),
     *("validation_metric", "seconds", "run"),
 )
@@ -33,7 +46,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one source's ticket on one target, over the seeds, beside the dense net and the controls."""
+    """The runs of one source's ticket on one target, over the seeds, beside the dense net, the controls and, where the
+    ticket isn't that itself, the target's own ticket."""
 
     source: str
     target: str
@@ -85,6 +99,8 @@ class Transfer:
     at: At
     draws: tuple[str, ...]
     """The ids of the draws in the store, one for each source, target, density and seed."""
+    named: tuple[str, ...] = ()
+    """The sources that were asked for, all where it is empty; the others are the targets' own."""
 
     @property
     def densities(self) -> list[float]:
@@ -118,15 +134,19 @@ class Transfer:
     @cached_property
     def cells(self) -> list[Cell]:
         """Every source on every target at every density, in the order of the rows."""
-        keys = dict.fromkeys((r["source"], r["target"], r["task"], r["asked"], r["own"]) for r in self._tickets)
-        return [self._cell(*key) for key in keys]
+        fields = ("source", "target", "task", "asked", "own", "own_ticket")
+        return [self._cell(*key) for key in dict.fromkeys(tuple(r[f] for f in fields) for r in self._tickets)]
 
-    def _cell(self, source: str, target: str, task: str, asked: float, own: bool) -> Cell:
+    def _cell(self, source: str, target: str, task: str, asked: float, own: bool, own_ticket: str | None) -> Cell:
         quantity = Quantity(self.metric, f"{self.at}_metric", self.higher_is_better, self.margin, is_share(self.metric))
         mine = [r for r in self.rows if (r["source"], r["target"], r["asked"]) == (source, target, asked)]
         seeds = {row["seed"] for row in mine}
         dense = [r for r in self.rows if r["arm"] == DENSE and r["task"] == task and r["seed"] in seeds]
         every = [{**row, "round": 1} for row in mine] + [{**row, "arm": TICKET, "round": 0} for row in dense]
+        if own_ticket != source:
+            at_home = (own_ticket, target, asked)
+            theirs = [r for r in self._tickets if (r["source"], r["target"], r["asked"]) == at_home]
+            every += [{**row, "arm": OWN, "round": 1} for row in theirs if row["seed"] in seeds]
         return Cell(source, target, task, asked, own, arms(every, 1, quantity), quantity)
 
     def at_density(self, density: float) -> list[Cell]:
@@ -139,33 +159,33 @@ class Transfer:
     def table(self, density: float) -> list[dict[str, Any]]:
         """A row for each source and target at a density.
 
-        ``mean`` and ``standard_deviation`` of the ticket over ``seeds``, the means of ``dense`` and of each control,
-        and ``ahead_of_random`` with ``low`` and ``high`` (95 % bootstrap interval), ``lowest`` and ``highest`` seed;
-        None where there is no random ticket, or one seed only. ``own`` says that the ticket is the target's own.
+        ``mean`` and ``standard_deviation`` of the ticket over ``seeds``, the means of ``dense``, of the target's
+        ``own_ticket`` and of each control, and ``ahead_of_random`` with ``low`` and ``high`` (95 % bootstrap interval),
+        ``lowest`` and ``highest`` seed; None where there is no random ticket, or one seed only. ``own`` says that the
+        ticket is the target's own.
         """
         return [self._numbers(cell) for cell in self.at_density(density)]
 
     def _numbers(self, cell: Cell) -> dict[str, Any]:
-        ahead, dense = cell.ahead(), cell.ahead(DENSE)
-        between = None if ahead is None else ahead.interval
+        ahead = {name: cell.ahead(arm) for name, arm in (("random", RANDOM), ("own", OWN), ("dense", DENSE))}
+        between = None if ahead["random"] is None else ahead["random"].interval
         return {
             **{"source": cell.source, "target": cell.target, "own": cell.own, "density": cell.asked},
             **{"seeds": cell.seeds, "mean": cell.mean(), "standard_deviation": cell.deviation()},
-            **{"diverged": cell.diverged(), DENSE: cell.mean(DENSE)},
+            **{"diverged": cell.diverged(), DENSE: cell.mean(DENSE), "own_ticket": cell.mean(OWN)},
             **{name: cell.mean(name) for name in self.controls},
-            "ahead_of_dense": None if dense is None else dense.interval.mean,
-            "ahead_of_random": None if between is None else between.mean,
+            **{f"ahead_of_{name}": None if one is None else one.interval.mean for name, one in ahead.items()},
             **{name: getattr(between, name, None) for name in ("low", "high", "lowest", "highest")},
         }
 
     def matrix(self, density: float, of: str = TICKET) -> dict[str, dict[str, float]]:
-        """Source to target to the mean over seeds, of the tickets, of ``dense`` or of a control; or what the ticket is
-        ahead of one by: ``ahead of random_ticket``.
+        """Source to target to the mean over seeds, of the tickets, of ``dense``, of the targets' ``own ticket`` or of a
+        control; or what the ticket is ahead of one by: ``ahead of random_ticket``.
 
         ``InputError`` for an arm that there is none of.
         """
         arm = of.removeprefix("ahead of ")
-        known = [TICKET, DENSE, *self.controls]
+        known = [TICKET, DENSE, OWN, *self.controls]
         if arm not in known:
             raise InputError(f"a matrix is of {', '.join(known)}, or ahead of one of them, but got {of!r}")
         found: dict[str, dict[str, float]] = {}
@@ -182,10 +202,9 @@ class Transfer:
         over = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {self.seeds[0]} alone"
         text = f"{self.data.capitalize()} {metric_name(self.metric)}{' in percent' if share else ''} "
         text += f"{READINGS[self.at]}: {over}."
-        if RANDOM in self.controls:
-            text += f" Below: {'points ' if share else ''}ahead of the random ticket, paired by seed"
-            kind = "its 95 % interval" if count >= ENOUGH else "the lowest and the highest seed"
-            text += f", with {kind} (n = {count})." if count > 1 else " (n = 1: chance alone may do as much)."
+        text += f" Below: {'points ' if share else ''}ahead, paired by seed"
+        kind = "the 95 % interval" if count >= ENOUGH else "the lowest and the highest seed"
+        text += f", with {kind} (n = {count})." if count > 1 else " (n = 1: chance alone may do as much)."
         return f"{text} * is the target's own ticket."
 
     def gaps(self) -> str:
@@ -193,7 +212,7 @@ class Transfer:
         notes = []
         for cell in self.cells:
             for arm in cell.arms:
-                if cell.diverged(arm):
+                if arm != OWN and cell.diverged(arm):
                     where = f"{cell.source} on {cell.target} at {percent(cell.asked)}"
                     notes.append(f"{cell.diverged(arm)} of {arm}, {where}")
         counted = " Counted as 0." if is_share(self.metric) else " Counted as worse than the worst."
@@ -210,23 +229,22 @@ class Transfer:
 
 
 def lines(found: Transfer, density: float) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of a density: the dense nets, then each source, its differences below it."""
-    cells = {(cell.source, cell.target): cell for cell in found.at_density(density)}
+    """Header and lines of the table of a density: each source that was asked for, its differences below it."""
+    cells = {(cell.source, cell.target): cell for cell in shown(found, density)}
     targets = [target for target in found.targets if any(t == target for _, t in cells)]
-    form = of_metric(found.metric)
-    made = [["dense net", *(_dense(cells.values(), target, form) for target in targets)]]
-    for source in [source for source in found.sources if any(s == source for s, _ in cells)]:
-        own = [cells.get((source, target)) for target in targets]
-        made.append([source, *("" if cell is None else _value(cell, TICKET, form) for cell in own)])
-        if RANDOM in found.controls:
-            made.append(["", *("" if cell is None else difference(cell, found.metric) for cell in own)])
+    form, made = of_metric(found.metric), []
+    for source in dict.fromkeys(source for source, _ in cells):
+        line = [cells.get((source, target)) for target in targets]
+        made.append([source, *("" if cell is None else _value(cell, TICKET, form) for cell in line)])
+        for arm, name in BELOW.items():
+            differences = ["" if cell is None else difference(cell, found.metric, arm) for cell in line]
+            made += [[name, *differences]] if any(differences) else []
     return ["source", *targets], made
 
 
-def _dense(cells: Any, target: str, form: Callable[[float], str]) -> str:
-    """The dense net of a target; of several, as sources have several nets, each."""
-    nets = {cell.task: cell for cell in cells if cell.target == target}
-    return ", ".join(_value(cell, DENSE, form) for cell in nets.values())
+def shown(found: Transfer, density: float) -> list[Cell]:
+    """The cells of a density whose sources were asked for."""
+    return [cell for cell in found.at_density(density) if not found.named or cell.source in found.named]
 
 
 def _value(cell: Cell, arm: str, form: Callable[[float], str]) -> str:
@@ -261,14 +279,14 @@ def terminal_table(header: Sequence[str], made: Sequence[Sequence[str]]) -> Tabl
     for place, name in enumerate(header):
         table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for line in made:
-        table.add_row(*map(Text, line), style="" if line[0] else "dim")
+        table.add_row(*map(Text, line), style="dim" if line[0] in BELOW.values() else "")
     return table
 
 
 def controls_lines(found: Transfer) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of all arms: a line for each source, target and density."""
     form = of_metric(found.metric)
-    names = [TICKET, DENSE, *found.controls]
+    names = [TICKET, *([OWN] if any(OWN in cell.arms for cell in found.cells) else ()), DENSE, *found.controls]
     made = [
         [cell.source, cell.target, percent(cell.asked), *(_value(cell, name, form) for name in names)]
         for cell in found.cells

@@ -96,7 +96,7 @@ def _carried_out(plan: Plan, run: Runner, at: At) -> Transfer:
         draws.append(identity)
         where = {"target": target.name, "task": task.name} | _trained("target", recipe.training.model_dump())
         of = {"source": source.label, "own": _is_own(source, target), "asked": asked}
-        of |= _trained("source", source.training)
+        of |= _trained("source", source.training) | {"own_ticket": plan.own_ticket(source, task)}
         for row in found:
             if row["round"]:
                 rows.append(_row(row, where | of))
@@ -105,7 +105,8 @@ def _carried_out(plan: Plan, run: Runner, at: At) -> Transfer:
                 rows.append(_row(row | {"arm": DENSE}, where))
     first, (_, _, task, _, recipe) = plan.targets[0], cells[0]
     data = "validation" if run.lab(task, recipe.training).splits(recipe.seed).test is None else "test"
-    return Transfer(tuple(rows), first.metric, first.higher_is_better, first.margin, data, at, tuple(draws))
+    named = tuple(source.label for source in plan.sources if source.only is None)
+    return Transfer(tuple(rows), first.metric, first.higher_is_better, first.margin, data, at, tuple(draws), named)
 
 
 def _cells(plan: Plan, run: Runner) -> Iterator[tuple[Source, Task, Task, float, DrawRecipe]]:

@@ -74,6 +74,18 @@ class Plan:
         every = ((source, target) for source in self.sources for target in self.targets)
         return [(s, t, in_net_of(s.task, t)) for s, t in every if s.only in (None, t.name)]
 
+    def own_search(self, source: Source, task: Task) -> DrawRecipe | None:
+        """The search for tickets of a target in a source's net, as those of the source were found but with the training
+        of targets; None where the source says no search."""
+        if source.recipe is None:
+            return None
+        return draw_recipe(task, {**source.fields, "training": dict(self.training)})
+
+    def own_ticket(self, source: Source, task: Task) -> str | None:
+        """The label of the source that has these tickets; None where there is none."""
+        search = self.own_search(source, task)
+        return next((s.label for s in self.sources if search is not None and s.recipe == search), None)
+
     def recipe(self, task: Task, seed: int, address: str) -> DrawRecipe:
         """The recipe of a cell, whose ticket has this address in the store."""
         fields: dict[str, Any] = {"method": "given", "ticket": address, "seed": seed, "training": dict(self.training)}
@@ -195,10 +207,8 @@ def _own(plan: Plan) -> Iterator[Source]:
     """The searches for the targets' own tickets, in the sources' nets, that are not among the sources."""
     known = [source.recipe for source in plan.sources]
     for source, target, task in plan.pairs:
-        if source.recipe is None:
-            continue
-        recipe = draw_recipe(task, {**source.fields, "training": dict(plan.training)})
-        if recipe not in known:
+        recipe = plan.own_search(source, task)
+        if recipe is not None and recipe not in known:
             known.append(recipe)
             yield Source(task.name, task, None, recipe, source.fields, source.densities, only=target.name)
 
