@@ -107,14 +107,35 @@ def test_another_mask_of_as_many_of_the_very_values(name: str, kept: float, seed
 
 
 EXCEPTION = "random_ticket"
-"""The one control that changes two things: that of Morcos et al. (2019), kept out of audits unless it is named."""
+"""The control of Morcos et al. (2019), which changes two things, kept out of audits unless it is named."""
+WHOLE = {"reinit_whole": "reinit", "random_ticket_whole": EXCEPTION}
+"""Controls of rewound tickets that train the whole recipe, and those whose masks and values they have."""
 
 
-def test_every_control_changes_one_thing_but_the_random_ticket() -> None:
-    assert [name for name, control in CONTROLS.items() if " and " in control.changes] == [EXCEPTION]
-    plain = draw_recipe(tb.get_task("digits-mlp"), {})
-    assert EXCEPTION not in controls_for(tb.get_task("digits-mlp"), plain)
+def test_every_control_changes_one_thing_but_random_tickets_and_those_trained_in_whole() -> None:
+    several = [name for name, control in CONTROLS.items() if " and " in control.changes]
+    assert several == [EXCEPTION, *WHOLE]
+    task = tb.get_task("digits-mlp")
+    assert not set(several) & set(controls_for(task, draw_recipe(task, {})))
+    rewound = draw_recipe(task, {"survivors": "rewind", "back_to": "1ep"})
+    assert set(several) & set(controls_for(task, rewound)) == {"reinit_whole"}
     assert "two things" in get_control(EXCEPTION).description
+
+
+@pytest.mark.parametrize(("name", "other"), WHOLE.items())
+def test_a_control_in_whole_is_another_from_the_first_step_on(name: str, other: str) -> None:
+    whole, rest = Asked(name, 0.3, 5, 2), Asked(other, 0.3, 5, 2)
+    assert whole.survivors == rest.survivors
+    assert same(whole.given["start"], rest.given["start"])
+    assert (whole.given["arm"], rest.given["arm"]) == (name, other)
+    assert (whole.given["recipe"].start, rest.given["recipe"].start) == (tb.Duration(0), tb.Duration(7))
+    assert whole.given["recipe"] == rest.recipe.model_copy(update={"start": tb.Duration(0)})
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_control_in_whole_is_refused_where_no_ticket_is_rewound(name: str, tmp_path: Any) -> None:
+    with tb.Store(tmp_path) as store, pytest.raises(tb.InputError, match="is for tickets that are rewound"):
+        drawn(store, toy_task(), controls=(name,))
 
 
 @settings(deadline=None, max_examples=25)
@@ -130,7 +151,7 @@ def test_the_random_ticket_has_other_positions_and_other_values(kept: float, see
         assert not bool((asked.given["start"][name] == 0).any()), "what is kept elsewhere has a value to begin at"
 
 
-@pytest.mark.parametrize("name", [*VALUES, *POSITIONS, EXCEPTION])
+@pytest.mark.parametrize("name", [*VALUES, *POSITIONS, EXCEPTION, *WHOLE])
 def test_draws_are_the_seeds_own_and_differ(name: str) -> None:
     def drawing(seed: int, draw: int, order: int = 0) -> tuple[Mask, dict[str, Tensor]]:
         asked = Asked(name, 0.3, seed, draw, order=order)

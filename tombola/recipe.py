@@ -25,6 +25,8 @@ ControlName = Literal[
     "random_erk",
     "random_smart_ratio",
     "random_ticket",
+    "reinit_whole",
+    "random_ticket_whole",
     "inverted",
     "random_labels",
     "shuffled_pixels",

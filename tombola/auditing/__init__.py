@@ -241,13 +241,13 @@ def carry_out_audit(claim: Claim, seeds: Sequence[int], how: How, run: Runner) -
 
 
 def controls_for(task: Task, recipe: DrawRecipe, data: Callable[[], Examples] | None = None) -> tuple[str, ...]:
-    """The controls that a draw gets where none are named: all that change one thing and that what it trains on,
-    which ``data`` gives, allows, but costly searches."""
+    """The controls that a draw gets where none are named: all that what it trains on, which ``data`` gives,
+    allows, but random tickets and costly searches."""
     method = get_method(recipe.method)
     if not method.trains_tickets(recipe.survivors):
         return ()
     free = method.prunes == "before"  # to search anew on other data then costs no training
-    left_out = ("positions and values", *(() if free else ("data of the scores",)))
+    left_out = ("positions and values", "positions, values and steps", *(() if free else ("data of the scores",)))
     wanted = [control for control in CONTROLS.values() if control.changes not in left_out]
     return tuple(control.name for control in wanted if control.refusal(task, method, recipe, data) is None)
 

@@ -24,7 +24,7 @@ RIVALS = ("half_data", "lr_rewind", "fine_tune", "small_dense")
 ORDER = (
     *(DENSE, TICKET, "reinit", "shuffled", "random_uniform", "random_erk", "random_smart_ratio"),
     *("values_shuffled", "signed_reinit", "signed_constant", "inverted", "random_labels", "shuffled_pixels"),
-    "random_ticket",
+    *("random_ticket", "reinit_whole", "random_ticket_whole"),
     *RIVALS,
 )
 

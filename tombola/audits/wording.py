@@ -23,6 +23,8 @@ ARMS = {
     "random_labels": "a mask found with random labels",
     "shuffled_pixels": "a mask found on shuffled pixels",
     "random_ticket": "a random mask with its layer densities and fresh initial values",
+    "reinit_whole": "its mask with fresh initial values, trained by the whole recipe",
+    "random_ticket_whole": "a random ticket with its layer densities, trained by the whole recipe",
     "half_data": "a mask found with half of the data",
     "lr_rewind": "the same mask after learning-rate rewinding",
     "fine_tune": "the same mask after fine-tuning",
@@ -45,6 +47,9 @@ AS_GOOD = {
     "shuffled_pixels": "its search makes no use of the images: a mask found on shuffled pixels does as well",
     "random_ticket": "neither its mask nor its initial values matter beyond the layer densities: a random ticket with "
     "the same ones does as well",
+    "reinit_whole": "its values do not matter: the same mask with fresh ones does as well, trained by the whole recipe",
+    "random_ticket_whole": "neither its mask nor its values matter beyond the layer densities: a random ticket, "
+    "trained by the whole recipe, does as well",
     "half_data": "its search makes do with half of the data",
 }
 BEFORE = {

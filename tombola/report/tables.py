@@ -53,6 +53,8 @@ _CONTROLS = {
     "random_labels": ("a mask found on random labels", "masks found on random labels"),
     "shuffled_pixels": ("a mask found on shuffled pixels", "masks found on shuffled pixels"),
     "random_ticket": ("a random ticket with the same layer densities", "random tickets with the same layer densities"),
+    "reinit_whole": ("the same mask reinitialised, trained in whole", "the same masks reinitialised, trained in whole"),
+    "random_ticket_whole": ("a random ticket trained in whole", "random tickets trained in whole"),
     "half_data": ("a mask found on half of the data", "masks found on half of the data"),
     "lr_rewind": ("the same mask after learning-rate rewinding", "the same masks after learning-rate rewinding"),
     "fine_tune": ("the same mask fine-tuned", "the same masks fine-tuned"),

@@ -4,9 +4,9 @@ That needs a net that was trained from its ticket's values, under its mask, as t
 has trained the very net that is its ticket (survivors ``keep``, and the shared values of Deep Compression) there is no
 training to repeat, and controls are refused: survivors ``reset`` train the mask that was found, and have them.
 
-Four of them are no such thing: ``lr_rewind`` and ``fine_tune`` are rivals, other ways to train the same mask,
-``small_dense`` is another net, and ``random_ticket`` changes two things. A new control is a ``Control`` in the tuple of
-its family's file.
+Some are no such thing: ``lr_rewind`` and ``fine_tune`` are rivals, other ways to train the same mask, ``small_dense``
+is another net, and those in ``both`` change several things. A new control is a ``Control`` in the tuple of its family's
+file.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from tombola.durations import Duration
 from tombola.errors import InputError
 from tombola.lab import Lab, Run
 from tombola.mask import Mask
@@ -19,6 +20,8 @@ Changed = Literal[
     "layer densities",
     "values",
     "positions and values",
+    "values and steps",
+    "positions, values and steps",
     "signs",
     "magnitudes",
     "scores",
@@ -131,14 +134,24 @@ class Control:
 _SINGLE = "is made for masks of single weights"
 
 
-def trained(subject: Subject, arm: str, draw: int, *, start: State | None = None, mask: Mask | None = None) -> Run:
-    """The ticket's training, from other values or under another mask; ``arm`` is what people know it by.
+def trained(
+    subject: Subject,
+    arm: str,
+    draw: int,
+    *,
+    start: State | None = None,
+    mask: Mask | None = None,
+    first: Duration | None = None,
+) -> Run:
+    """The ticket's training, from other values, under another mask or from another ``first`` step of the recipe on;
+    ``arm`` is what people know it by.
 
     Under another mask it begins with the values that the ticket's weights had before masking.
     """
     round, run = subject.round, subject.round.run
     start, mask = round.values if start is None else start, round.mask if mask is None else mask
-    return run.lab.train(run.seed, start=start, mask=mask, recipe=run.recipe, arm=arm, draw=draw)
+    recipe = run.recipe if first is None else run.recipe.model_copy(update={"start": first})
+    return run.lab.train(run.seed, start=start, mask=mask, recipe=recipe, arm=arm, draw=draw)
 
 
 def own_stream(run: Run, name: str, draw: int) -> tuple[str | int, ...]:

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from tombola.audits.controls.base import Control, Subject, own_stream, trained
+from tombola.durations import Duration
 from tombola.lab import Run
 from tombola.seeds import stream
 
 
-def reinit(subject: Subject, draw: int) -> Run:
+def reinit(subject: Subject, draw: int, arm: str = "reinit", first: Duration | None = None) -> Run:
     """A fresh draw of the whole initial state from the seed's control stream.
 
     Schedule and data order begin where the ticket's do: at the start of a fine-tuning, or in the middle of the recipe
-    where an Early-Bird ticket was drawn.
+    where a ticket is rewound or an Early-Bird ticket was drawn; or at ``first``.
     """
     run = subject.round.run
     fresh = run.lab.task.build(run.seed, *own_stream(run, "reinit", draw)).state_dict()
-    return trained(subject, "reinit", draw, start=dict(fresh))
+    return trained(subject, arm, draw, start=dict(fresh), first=first)
 
 
 def values_shuffled(subject: Subject, draw: int) -> Run:
