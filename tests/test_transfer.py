@@ -12,6 +12,7 @@ from toy import drawn, toy_task
 
 import tombola as tb
 from tombola.audits.pairing import Quantity, arms, compare
+from tombola.draws import Draw
 from tombola.events import Event
 from tombola.report.transfer import Transfer, controls_lines, lines, markdown
 from tombola.report.transfer_figures import shade, transfer_figures
@@ -212,7 +213,7 @@ def test_files_draws_and_tasks_are_sources_alike(tmp_path: Path) -> None:
     assert runs(by_file) == runs(by_ticket) == runs(by_draw) == runs(by_task)
     assert by_draw.densities == [0.5, 0.25]
     assert by_file.sources == ["kept"]
-    assert by_draw.sources == [f"a {source.id[:8]}"]
+    assert by_draw.sources == ["a"]
     assert {r["source_optimizer"] for r in by_file.rows if r["source"]} == {"adam"}
 
 
@@ -223,6 +224,21 @@ def test_another_optimiser_tells_sources_apart(tmp_path: Path) -> None:
     assert {(r["target_optimizer"], r["target_lr"]) for r in found.rows} == {("sgd", 0.1)}
     assert [row["ahead_of_random"] for row in found.table(0.5)] == [None, None]
     assert [row["low"] for row in found.table(0.5)] == [None, None]
+
+
+def test_draws_are_told_apart_by_their_optimisers_and_else_by_their_ids(tmp_path: Path) -> None:
+    with tb.Store(tmp_path) as store, pytest.MonkeyPatch.context() as patch:
+        for known in (A, B):
+            patch.setitem(tb.TASKS, known.name, known)
+        one, other = (drawn(store, A, densities=(0.5,), survivors="reset", margin=m) for m in (0.01, 0.02))
+        sgd = drawn(store, A, densities=(0.5,), survivors="reset", training={"optimizer": "sgd", "lr": 0.1})
+
+        def sources(*draws: Draw) -> list[str]:
+            ids = [draw.id for draw in draws]
+            return tb.transfer(ids, "b", own=False, controls=(), store=tmp_path).sources
+
+        assert sources(one, sgd) == ["a (adam 0.01)", "a (sgd 0.1)"]
+        assert sources(one, other) == [f"a (adam 0.01) {draw.id[:8]}" for draw in (one, other)]
 
 
 def test_late_reset_trains_the_whole_recipe_from_early_values(tmp_path: Path) -> None:

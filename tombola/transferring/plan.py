@@ -45,6 +45,8 @@ class Source:
     """Those that its tickets are wanted at; None for all there are."""
     only: str | None = None
     """The one target that it is for; None for all."""
+    draw: str | None = None
+    """The draw that was named, by the first letters of its id."""
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -199,8 +201,8 @@ def _of_draw(prefix: str, store: str, densities: tuple[float, ...] | None) -> tu
     bare: dict[str, Any] = {"controls": (), "control_rounds": None, "dense_rates": ()}
     recipe = draw_recipe(claim.task, {**claim.recipe.model_dump(), **bare, "seed": 0})
     fields = {name: value for name, value in recipe.model_dump().items() if name in _OF_A_SEARCH}
-    label = f"{claim.task.name} {found[0].id[:8]}"
-    return Source(label, claim.task, None, recipe, fields, densities), claim.recipe.seed
+    source = Source(claim.task.name, claim.task, None, recipe, fields, densities, draw=found[0].id[:8])
+    return source, claim.recipe.seed
 
 
 def _own(plan: Plan) -> Iterator[Source]:
@@ -214,17 +216,19 @@ def _own(plan: Plan) -> Iterator[Source]:
 
 
 def _labelled(sources: Sequence[Source]) -> Iterator[Source]:
-    """The sources with labels that differ: with the optimiser, and numbered, where names alone don't."""
-
-    def alike(label: Callable[[Source], str], source: Source) -> bool:
-        return sum(label(other) == label(source) for other in sources) > 1
+    """The sources with labels that differ: with the optimiser, with the draw and numbered, where names alone don't."""
 
     def trained(source: Source) -> str:
         told = source.training
         return f"{source.label} ({told['optimizer']} {told['lr']:g})" if told else source.label
 
+    def drawn(source: Source) -> str:
+        return " ".join(filter(None, (trained(source), source.draw)))
+
+    def alone(label: Callable[[Source], str], source: Source) -> bool:
+        return sum(label(other) == label(source) for other in sources) == 1
+
     for place, source in enumerate(sources):
-        label = trained(source) if alike(lambda s: s.label, source) else source.label
-        if alike(lambda s: s.label, source) and alike(trained, source):
-            label += f", {place + 1}"
+        forms = (form for form in (lambda s: s.label, trained, drawn) if alone(form, source))
+        label = next((form(source) for form in forms), f"{drawn(source)}, {place + 1}")
         yield replace(source, label=label)
