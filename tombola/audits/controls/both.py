@@ -48,7 +48,7 @@ def _random(subject: Subject, draw: int) -> tuple[Mask, State]:
 def _rewound(asked: Asked) -> str | None:
     if asked.recipe.survivors in ("rewind", "lr-rewind"):
         return None
-    return "is for tickets that are rewound to a step after the first (survivors 'rewind'): others train it all anyway"
+    return "is for tickets that are rewound to a later step (survivors 'rewind'), as others train it all anyway"
 
 
 BOTH = (
