@@ -88,6 +88,7 @@ def carry_out_transfer(plan: Plan, run: Runner, at: At = "stop") -> Transfer:
 def _carried_out(plan: Plan, run: Runner, at: At) -> Transfer:
     cells = list(_cells(plan, run))
     run.fill([(task, recipe) for _, _, task, _, recipe in cells])
+    own_tickets = {(s.label, task.name): plan.own_ticket(s, task) for s, _, task in plan.pairs}
     rows: list[dict[str, Any]] = []
     dense: set[tuple[str, int]] = set()
     draws = []
@@ -96,7 +97,7 @@ def _carried_out(plan: Plan, run: Runner, at: At) -> Transfer:
         draws.append(identity)
         where = {"target": target.name, "task": task.name} | _trained("target", recipe.training.model_dump())
         of = {"source": source.label, "own": _is_own(source, target), "asked": asked}
-        of |= _trained("source", source.training) | {"own_ticket": plan.own_ticket(source, task)}
+        of |= _trained("source", source.training) | {"own_ticket": own_tickets[source.label, task.name]}
         for row in found:
             if row["round"]:
                 rows.append(_row(row, where | of))

@@ -12,37 +12,30 @@ from tombola.audits.controls.base import Asked, Control, Subject, own_stream, tr
 from tombola.audits.controls.values import reinit
 from tombola.durations import Duration
 from tombola.lab import Run
-from tombola.mask import Mask
 from tombola.seeds import stream
-from tombola.tasks.task import State
 
 
-def random_ticket(subject: Subject, draw: int) -> Run:
+def random_ticket(subject: Subject, draw: int, arm: str = "random_ticket", first: Duration | None = None) -> Run:
     """Kept positions shuffled within each layer, and a fresh draw of the whole initial state (Morcos et al. 2019).
 
     Their random tickets differ from a ticket in structure and in initial values. Layer densities stay here, which
-    makes the control the stronger one.
+    makes the control the stronger one. Schedule and data order begin where the ticket's do, or at ``first``.
     """
-    mask, fresh = _random(subject, draw)
-    return trained(subject, "random_ticket", draw, start=fresh, mask=mask)
+    run = subject.round.run
+    names = own_stream(run, "random_ticket", draw)
+    mask = subject.round.mask.shuffled(stream(run.seed, *names, "mask"))
+    fresh = run.lab.task.build(run.seed, *names).state_dict()
+    return trained(subject, arm, draw, start=dict(fresh), mask=mask, first=first)
 
 
 def random_ticket_whole(subject: Subject, draw: int) -> Run:
     """The very random ticket, trained by the whole recipe from its first step on."""
-    mask, fresh = _random(subject, draw)
-    return trained(subject, "random_ticket_whole", draw, start=fresh, mask=mask, first=Duration(0))
+    return random_ticket(subject, draw, "random_ticket_whole", first=Duration(0))
 
 
 def reinit_whole(subject: Subject, draw: int) -> Run:
     """The very values of ``reinit``, trained by the whole recipe from its first step on."""
     return reinit(subject, draw, "reinit_whole", first=Duration(0))
-
-
-def _random(subject: Subject, draw: int) -> tuple[Mask, State]:
-    run = subject.round.run
-    names = own_stream(run, "random_ticket", draw)
-    mask = subject.round.mask.shuffled(stream(run.seed, *names, "mask"))
-    return mask, dict(run.lab.task.build(run.seed, *names).state_dict())
 
 
 def _rewound(asked: Asked) -> str | None:
