@@ -226,6 +226,22 @@ def test_another_optimiser_tells_sources_apart(tmp_path: Path) -> None:
     assert [row["low"] for row in found.table(0.5)] == [None, None]
 
 
+def test_a_task_is_loaded_once_a_seed_whatever_it_is_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, int]] = []
+    splits = tb.Task.splits
+
+    def counted(self: tb.Task, seed: int, *more: Any) -> Any:
+        loaded.append((self.name, seed))
+        return splits(self, seed, *more)
+
+    monkeypatch.setattr(tb.Task, "splits", counted)
+    sgd = {"optimizer": "sgd", "lr": 0.1}
+    tb.transfer([A, B], [A], seeds=(0, 1), densities=[0.5], training=sgd, controls=(), store=tmp_path, **RESET)
+    assert sorted(loaded) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
 def test_draws_are_told_apart_by_their_optimisers_and_else_by_their_ids(tmp_path: Path) -> None:
     with tb.Store(tmp_path) as store, pytest.MonkeyPatch.context() as patch:
         for known in (A, B):

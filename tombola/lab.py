@@ -229,7 +229,10 @@ def train_claimed(wanted: Wanted, claim: Claim, slot: Slot) -> RunRecord | None:
 
 
 class Lab:
-    """Trains nets of one task with one default recipe, and remembers them in a store."""
+    """Trains nets of one task with one default recipe, and remembers them in a store.
+
+    ``like`` is another lab of the same task, whose data it shares.
+    """
 
     def __init__(
         self,
@@ -241,11 +244,12 @@ class Lab:
         watcher: Watcher | None = None,
         checkpoint_every: float = 20.0,
         trainer: Trainer = train_alone,
+        like: Lab | None = None,
     ) -> None:
         self.task, self.store, self.data_root = task, store, data_root
         self.recipe = task.recipe if recipe is None else recipe
         self.watcher, self.checkpoint_every, self.trainer = watcher, checkpoint_every, trainer
-        self._splits: dict[int, tuple[Splits, str]] = {}
+        self._splits: dict[int, tuple[Splits, str]] = {} if like is None else like._splits
 
     def splits(self, seed: int) -> Splits:
         """The task's data for a seed, loaded once."""

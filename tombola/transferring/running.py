@@ -26,17 +26,18 @@ class Runner:
     data_root: Path | None = None
     jobs: int = 1
     watcher: Watcher | None = None
-    _labs: dict[tuple[str, Recipe], Lab] = field(default_factory=dict)
+    _labs: dict[str, dict[Recipe, Lab]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.store, self._quiet = Store(self.where), False
 
     def lab(self, task: Task, training: Recipe) -> Lab:
-        """The lab for draws of a task with one training, which loads its data once."""
-        key = task.name, training
-        if key not in self._labs:
-            self._labs[key] = Lab(task, self.store, recipe=training, data_root=self.data_root, watcher=self._tell)
-        return self._labs[key]
+        """The lab for draws of a task with one training; those of one task share its data."""
+        labs = self._labs.setdefault(task.name, {})
+        if training not in labs:
+            known: dict[str, Any] = {"data_root": self.data_root, "watcher": self._tell}
+            labs[training] = Lab(task, self.store, recipe=training, like=next(iter(labs.values()), None), **known)
+        return labs[training]
 
     def fill(self, wanted: Sequence[tuple[Task, DrawRecipe]]) -> None:
         """Have the draws that are missing carried out in several processes, where several are asked for.
