@@ -39,7 +39,7 @@ def cells(line: str) -> list[str]:
 
 def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
     for where in (tmp_path / "none", tmp_path):
-        for verb in (["list"], ["list", "runs"], ["show", "abcd"], ["gc"]):
+        for verb in (["list"], ["list", "runs"], ["show", "abcd"], ["forget", "abcd"], ["gc"]):
             found = call(*verb, "--store", where)
             assert (found.status, found.out) == (2, "")
             assert f"there is no store at {where}; give its folder with --store" in found.err
@@ -67,7 +67,7 @@ def test_an_empty_store_is_no_error(tmp_path: Path) -> None:
     assert call("gc", "--store", tmp_path).out == "There is nothing to remove\n"
     missing = call("show", "abcd", "--store", tmp_path)
     assert missing.status == 2
-    assert f"none has 'abcd' in {tmp_path}" in missing.err
+    assert f"in {tmp_path}, but none has 'abcd'" in missing.err
 
 
 def test_the_store_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +263,47 @@ def test_a_deeply_nested_origin_is_no_traceback(tmp_path: Path) -> None:
     assert call("show", path).status == 0
     found = call("show", path, "--json")
     assert found.status in (0, 2)
+
+
+# ---- forget
+
+
+def test_forgotten_draws_and_audits_are_gone_and_their_runs_can_go(tmp_path: Path) -> None:
+    other = "0123" + "0" * 60
+    with tb.Store(tmp_path) as store:
+        claim = store.claim(RUN, ABOUT)
+        assert claim is not None
+        with claim:
+            claim.finish({}, {"final": b"x"})
+        store.save_draw(DRAW, draw_about(), [row(1)], "finished")
+        store.save_draw(other, draw_about(seed=1), [], "finished")
+        store.save_audit(AUDIT, {"draws": [DRAW]})
+    at = ("--store", tmp_path)
+    needed = call("forget", "cd34", "0123", *at)
+    assert (needed.status, needed.out) == (2, "")
+    assert f"draw {DRAW[:12]} is to go and audit {AUDIT[:12]} to stay: forget that too" in needed.err
+    assert len(call("list", *at, "--json").json) == 2, "all of them go, or none"
+    assert call("forget", "cd34", "EF56", "cd340", *at).out.startswith(f"Forgot draw {DRAW[:12]}, audit {AUDIT[:12]}\n")
+    assert [draw["id"] for draw in call("list", *at, "--json").json] == [other]
+    assert call("list", "audits", *at, "--json").json == []
+    assert call("forget", "0123", *at, "--json").json == [{"kind": "draw", "id": other}]
+    assert call("gc", "--grace", 0, "--runs", *at).out == "Removed 1 run, 1 blob: 0.0 MB\n"
+
+
+def test_a_run_and_a_draw_under_way_are_not_forgotten(tmp_path: Path) -> None:
+    with tb.Store(tmp_path) as store:
+        store.save_draw(DRAW, draw_about(), [], "running")
+        claim = store.claim(RUN, ABOUT)
+        assert claim is not None
+        with claim:
+            busy = call("forget", "cd34", "--store", tmp_path)
+            assert (busy.status, busy.out) == (2, "")
+            assert f"draw {DRAW[:12]} is being carried out: interrupt it first" in busy.err
+            assert "none has 'ab12'" in call("forget", "ab12", "--store", tmp_path).err
+        assert "Forgot draw" in call("forget", "cd34", "--store", tmp_path).out, "it was interrupted"
+    assert (
+        "no draw or audit 'digits-mlp', and an id is 4 to 64" in call("forget", "digits-mlp", "--store", tmp_path).err
+    )
 
 
 # ---- gc

@@ -29,6 +29,7 @@ VERBS = {
     "compress": "Write a ticket as a small file: shared values, Huffman codes.",
     "decompress": "Give a compressed ticket back, and evaluate its net.",
     "translate": "Translate by beam search with a trained net, and give its BLEU.",
+    "forget": "Take draws and audits out of a store.",
     "gc": "Remove what a store no longer needs.",
     "doctor": "Report what this machine can do and which data it has.",
 }

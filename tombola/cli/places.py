@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tombola.errors import InputError, TombolaError
 
 if TYPE_CHECKING:
-    from tombola.store import Store
+    from tombola.store import AuditRecord, DrawRecord, RunRecord, Store
+
+Record = TypeVar("Record", bound="RunRecord | DrawRecord | AuditRecord")
 
 
 def opened(store: str) -> Store:
@@ -37,6 +39,20 @@ def check_id(what: str, file: str = "ticket file") -> None:
     """``InputError`` for what can't be the beginning of an id; ``file`` is what else could have been named."""
     if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
         raise InputError(f"there is no {file} {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
+
+
+def kind_of(record: RunRecord | DrawRecord | AuditRecord) -> str:
+    """What a record of the store is called: draw, audit or run."""
+    return type(record).__name__.removesuffix("Record").lower()
+
+
+def only(records: Sequence[Record], word: str, rule: str) -> Record:
+    """The one record whose id begins with a word; ``InputError``, which begins with the rule, for several or none."""
+    if len(records) != 1:
+        several = ", ".join(f"{kind_of(record)} {record.id[:16]}" for record in records)
+        number = f"{len(records)} have {word!r}: {several}" if records else f"none has {word!r}"
+        raise InputError(f"{rule}, but {number}")
+    return records[0]
 
 
 def plain(name: str) -> str:

@@ -10,8 +10,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, store_option
-from tombola.cli.places import check_id, is_ticket_file, opened
-from tombola.errors import InputError
+from tombola.cli.places import check_id, is_ticket_file, kind_of, only, opened
 
 if TYPE_CHECKING:
     from tombola.store import AuditRecord, DrawRecord, RunRecord
@@ -38,11 +37,8 @@ def command(what: str, store: str, as_json: bool) -> None:
     with opened(store) as found:
         runs = found.runs()
         records = [as_seen(r, runs) if isinstance(r, DrawRecord) else r for r in found.find(what)]
-    if len(records) != 1:
-        several = ", ".join(f"{_kind(record)} {record.id[:16]}" for record in records)
-        number = f"{len(records)} have {what!r}: {several}" if records else f"none has {what!r} in {store}"
-        raise InputError(f"show wants a ticket file, or the beginning of one draw's, audit's or run's id, but {number}")
-    (record,) = records
+    wants = "a ticket file, or the beginning of one draw's, audit's or run's id"
+    record = only(records, what, f"show wants {wants} in {store}")
     if as_json:
         output.document(record)
     elif isinstance(record, AuditRecord):
@@ -51,10 +47,6 @@ def command(what: str, store: str, as_json: bool) -> None:
         _show_draw(record)
     else:
         _show_run(record)
-
-
-def _kind(record: RunRecord | DrawRecord | AuditRecord) -> str:
-    return type(record).__name__.removesuffix("Record").lower()
 
 
 def _show_ticket(path: Path, as_json: bool) -> None:
@@ -122,7 +114,7 @@ def _show_audit(audit: AuditRecord) -> None:
     from tombola.store import minute
 
     told = read_audit(audit)
-    click.echo(f"{_kind(audit)} {audit.id}: carried out {minute(audit.created)}")
+    click.echo(f"{kind_of(audit)} {audit.id}: carried out {minute(audit.created)}")
     for words in told.verdict.words:
         output.sentence(output.inert(words))
     click.echo()
@@ -137,4 +129,4 @@ def _show_head(record: RunRecord | DrawRecord, **facts: str) -> None:
 
     fate = _FATES.get(record.status, "").format(**facts) if facts else ""
     status = output.inert(record.status) + (fate and f", {fate}")
-    click.echo(f"{_kind(record)} {record.id}: {status}; begun {minute(record.created)}")
+    click.echo(f"{kind_of(record)} {record.id}: {status}; begun {minute(record.created)}")

@@ -174,6 +174,24 @@ class Store:
         with self._catalogue.reading() as connection:
             return audit_records(connection)
 
+    def forget(self, *records: DrawRecord | AuditRecord) -> None:
+        """Take draws and audits out of the catalogue, all of them or none; their runs stay until ``gc`` takes them.
+
+        ``InputError`` for a draw that is named by an audit which stays, as that couldn't be shown any more.
+        """
+        gone = {kind: {r.id for r in records if isinstance(r, kind)} for kind in (DrawRecord, AuditRecord)}
+        with self._catalogue.writing() as connection:
+            for audit in audit_records(connection):
+                names = audit.document.get("draws")
+                needed = gone[DrawRecord] & set(names if isinstance(names, list) else ())
+                if needed and audit.id not in gone[AuditRecord]:
+                    raise InputError(
+                        f"an audit needs its draws, but draw {min(needed)[:12]} is to go and audit {audit.id[:12]} to "
+                        "stay: forget that too"
+                    )
+            connection.execute(delete(draws).where(draws.c.id.in_(gone[DrawRecord])))
+            connection.execute(delete(audits).where(audits.c.id.in_(gone[AuditRecord])))
+
     def find(self, prefix: str) -> list[RunRecord | DrawRecord | AuditRecord]:
         """The runs, draws and audits whose id begins so; at least 4 digits."""
         start = prefix.lower()
