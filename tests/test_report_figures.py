@@ -115,6 +115,13 @@ def test_early_steps_far_above_the_tickets_are_cut_and_named() -> None:
     assert subtitle(chart).endswith("Cut off above step 4,200: random.")
 
 
+def test_ticks_of_few_steps_are_whole_and_each_there_once() -> None:
+    rows = [run(0, density=1.0, stop_step=0), run(1, stop_step=0)]
+    text = vl_convert.vegalite_to_svg(early_stop_figure(rows).to_json())
+    ticks = re.findall(r"[(]-7,[0-9.]+[)].*?>([^<]*)</text>", text)  # of the y axis
+    assert ticks == ["0", "1", "2", "3", "4", "5"]
+
+
 def test_selection_is_even_in_log_density_with_the_sparsest_control(single: Any) -> None:
     tickets = [{"arm": "ticket", "round": r, "density": 0.5**r} for r in range(13)]
     assert selection(tickets) == ([0, 2, 4, 6, 8, 10, 12], None)

@@ -114,7 +114,7 @@ def value_axis(title: str, domain: Sequence[float], *, whole: bool = False, log:
     if log:
         axis = alt.Axis(values=even_log_ticks(*domain), format=",~g")
         return alt.Y("mean:Q", title=title, scale=alt.Scale(type="log", domain=domain, nice=False), axis=axis)
-    axis = alt.Axis(tickCount=6, format=",d") if whole else alt.Axis(tickCount=6)
+    axis = alt.Axis(tickCount=6, tickMinStep=1, format=",d") if whole else alt.Axis(tickCount=6)
     return alt.Y("mean:Q", title=title, scale=alt.Scale(domain=domain, zero=False, nice=False), axis=axis)
 
 

@@ -80,7 +80,7 @@ def early_stop_figure(rounds: Sequence[Row]) -> alt.LayerChart:
     points = drawing.points(found, "stop_step")
     top = max((p["high"] for p in points), default=1)
     limit = 4 * max((p["high"] for p in points if p["arm"] == "ticket"), default=top)
-    shown = Span(0, 1.05 * max(min(top, limit), 1))
+    shown = Span(0, 1.05 * max(min(top, limit), 5))  # room for ticks at whole steps
     y = drawing.value_axis("Early-stop step", shown.domain, whole=True)
     layers = drawing.ladder(points, drawing.single_runs(found, "stop_step"), y)
     ranges = drawing.averaged(found, "bars")
@@ -160,7 +160,7 @@ def _curve_layers(points: Points, names: Sequence[str], y: alt.Y, steps: list[in
     shades = [SEQUENCE[round(i * (len(SEQUENCE) - 1) / max(len(names) - 1, 1))] for i in range(len(names))]
     across = alt.Scale(nice=False) if steps is None else alt.Scale(nice=False, domain=steps)
     base = alt.Chart(alt.InlineData(values=points)).encode(
-        x=alt.X("step:Q", title="Training step", axis=alt.Axis(format=",d", tickCount=6), scale=across),
+        x=alt.X("step:Q", title="Training step", axis=alt.Axis(format=",d", tickCount=6, tickMinStep=1), scale=across),
         y=y,
         color=alt.Color(
             "density:N",
