@@ -18,6 +18,7 @@ from tombola.errors import InputError
 from tombola.grouping import heading_of
 from tombola.report import drawing
 from tombola.report.figures import (
+    NAMED_LAYERS,
     OTHERS,
     curves_figure,
     early_stop_figure,
@@ -120,6 +121,12 @@ def test_ticks_of_few_steps_are_whole_and_each_there_once() -> None:
     text = vl_convert.vegalite_to_svg(early_stop_figure(rows).to_json())
     ticks = re.findall(r"[(]-7,[0-9.]+[)].*?>([^<]*)</text>", text)  # of the y axis
     assert ticks == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_as_many_layers_as_are_named_all_look_different() -> None:
+    colour, shape = drawing.coded("layer", "Layer", [f"conv{n}" for n in range(NAMED_LAYERS)])
+    looks = zip(*(channel.to_dict()["scale"]["range"] for channel in (colour, shape)), strict=True)
+    assert len(set(looks)) == NAMED_LAYERS
 
 
 def test_selection_is_even_in_log_density_with_the_sparsest_control(single: Any) -> None:

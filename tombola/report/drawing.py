@@ -28,7 +28,8 @@ AT_STOP, AT_END = "at early stop", "at the end"
 # Okabe and Ito's palette, safe for colour-blind readers, without its yellow, too pale on white. Shapes tell the same
 # things apart in grey.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+# One more than there are colours, so that both together repeat only after 56 names.
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 # Viridis without its pale end.
 SEQUENCE = ("#440154", "#443983", "#31688e", "#21918c", "#35b779", "#6ccd5a", "#c2c81e")
 
