@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -67,6 +68,12 @@ def test_imports_point_only_down(path: Path) -> None:
             # A ticket looks its task up by name when it is asked for a model: the one import against the grain.
             lazily = id(node) in local and (own, imported) == ("ticket", "tasks")
             assert imported == own or lazily or floor(imported) < floor(own), f"{own} imports {imported}"
+
+
+def test_the_readme_has_every_package_on_its_map() -> None:
+    text = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"(\w+)/ ", text[text.index("## The map") :]))
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} <= shown
 
 
 def _called(function: ast.expr) -> str:
