@@ -118,6 +118,17 @@ def test_draws_are_listed_with_their_ticket(tmp_path: Path) -> None:
     ]
 
 
+def test_draws_of_one_task_and_method_are_told_apart(tmp_path: Path) -> None:
+    with tb.Store(tmp_path) as store:
+        for number, lr in enumerate((0.1, 0.1, 0.003)):
+            recipe = {"method": "imp", "seed": number, "training": {"optimizer": "adam", "lr": lr}}
+            store.save_draw(str(number) * 64, draw_about(seed=number) | {"recipe": recipe}, [row(1)], "finished")
+        store.save_draw("b" * 64, draw_about("text"), [row(1)], "finished")
+        lines = call("list", "--store", tmp_path).out.splitlines()
+    assert cells(lines[0])[-1] == "where recipes differ"
+    assert [cells(line)[9:] for line in lines[1:]] == [["lr 0.1"], ["lr 0.1"], ["lr 0.003"], []]
+
+
 def test_a_draw_runs_while_a_process_trains_its_task_and_seed(tmp_path: Path) -> None:
     with tb.Store(tmp_path) as store:
         store.save_draw(DRAW, draw_about(), [row(0)], "running")

@@ -9,6 +9,8 @@ from typing import Any
 
 from tombola.store import DrawRecord, RunRecord, Store
 
+_TOLD, _LONG = 3, 32  # fields that tell recipes of one method apart, at most; letters of a value that is shown whole
+
 
 def task_of(draw: DrawRecord) -> str:
     """The name of a draw's task; empty where its record lacks one."""
@@ -64,6 +66,43 @@ def labels(groups: Sequence[Sequence[DrawRecord]]) -> list[str]:
         again = sum(label == name or label.startswith(f"{name}, recipe ") for label in found)
         found.append(f"{name}, recipe {again + 1}" if again else name)
     return found
+
+
+def differing(groups: Sequence[Sequence[DrawRecord]]) -> list[str]:
+    """What tells each group from the others of its task and method: fields of their recipes that differ, at most three,
+    those with short values first; empty where there are no others."""
+    recipes = [flat(recipe_of(group[0])) for group in groups]
+    kinds = [(task_of(group[0]), recipe.get("method")) for group, recipe in zip(groups, recipes, strict=True)]
+    alike: dict[Any, list[dict[str, str]]] = {}
+    for kind, recipe in zip(kinds, recipes, strict=True):
+        alike.setdefault(kind, []).append(recipe)
+    told = {}
+    for kind, same in alike.items():
+        names = dict.fromkeys(name for recipe in same for name in recipe)
+        several = [name for name in names if len({recipe.get(name) for recipe in same}) > 1]
+        told[kind] = sorted(several, key=lambda name: max(len(recipe.get(name, "")) > _LONG for recipe in same))
+    return [
+        ", ".join(f"{name.removeprefix('training.')} {_short(recipe.get(name))}" for name in told[kind][:_TOLD])
+        for kind, recipe in zip(kinds, recipes, strict=True)
+    ]
+
+
+def flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one, every value as text; what is None or empty is left out."""
+    made: dict[str, str] = {}
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            made |= flat(value, f"{prefix}{key}.")
+        elif value not in (None, "", [], ()):
+            listed = isinstance(value, (list, tuple))
+            made[f"{prefix}{key}"] = ", ".join(map(str, value)) if listed else str(value)
+    return made
+
+
+def _short(value: str | None) -> str:
+    """Both ends of a long value."""
+    half = _LONG // 2
+    return "none" if value is None else value if len(value) <= _LONG else f"{value[:half]} ... {value[-half:]}"
 
 
 def with_seeds(store: Store, draw: DrawRecord) -> list[DrawRecord]:

@@ -45,10 +45,13 @@ def command(what: str, store: str, as_json: bool) -> None:
 
 
 def _draws(records: Sequence[DrawRecord]) -> Table:
+    from tombola.grouping import by_recipe, differing
     from tombola.store import minute, value_at
 
     right = ("seed", "rounds", "kept")
-    header = ("draw", "task", "method", "seed", "rounds", "kept", "at early stop", "status", "begun")
+    header = ["draw", "task", "method", "seed", "rounds", "kept", "at early stop", "status", "begun"]
+    groups = by_recipe(records)
+    told = {d.id: words for group, words in zip(groups, differing(groups), strict=True) for d in group}
     rows = []
     for draw in records:
         tickets = [row for row in draw.rounds if row.get("arm") == "ticket"]
@@ -58,6 +61,9 @@ def _draws(records: Sequence[DrawRecord]) -> Table:
         value = _metric(chosen.get("stop_metric"), str(value_at(draw.about, "metric")))
         found = (rounds, _percent(chosen.get("density")), value)
         rows.append([draw.id[:12], *map(_cell, about), *found, draw.status, minute(draw.created)])
+    if any(told.values()):
+        header.append("where recipes differ")
+        rows = [[*line, told[draw.id]] for line, draw in zip(rows, records, strict=True)]
     return output.columns({name: "right" if name in right else "left" for name in header}, rows)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tombola.errors import InputError, TombolaError
+from tombola.grouping import differing, recipe_of
 from tombola.serving.watching import Seen
 from tombola.store import DrawRecord, RunRecord, Store, minute
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 MOST_ALONE = 50
 """Runs that no draw has, at most."""
-_TOLD, _LONG = 3, 32  # fields that tell recipes of one method apart, at most; letters of a value that is shown whole
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Line:
 def searches(seen: Seen) -> list[Line]:
     """A line for each recipe over its seeds, what was worked on last first."""
     groups = sorted(seen.searches, key=lambda group: max(draw.updated for draw in group), reverse=True)
-    differing = _differing(groups)
-    return [_search(group, note) for group, note in zip(groups, differing, strict=True)]
+    return [_search(group, note) for group, note in zip(groups, differing(groups), strict=True)]
 
 
 def audits(seen: Seen) -> list[Line]:
@@ -108,7 +107,7 @@ def _search(draws: Sequence[DrawRecord], note: str) -> Line:
     status, progress = _status(draws), _progress(draws)
     cells = {
         "task": str(about.get("task", "")),
-        "method": str(_recipe(draws[0]).get("method", "draw")),
+        "method": str(recipe_of(draws[0]).get("method", "draw")),
         "seeds": _listed([draw.about.get("seed") for draw in draws]),
         "status": f"{status}, {progress}" if progress else status,
         "round": DASH if chosen is None else str(chosen or "none"),
@@ -170,37 +169,6 @@ def _progress(draws: Sequence[DrawRecord]) -> str:
         except (ValidationError, InputError, KeyError):  # of a task that isn't known here, or of another version
             return f"{sum(len(draw.rounds) for draw in draws):,} runs done"
     return f"{done:,} of {total:,} runs done"
-
-
-def _differing(groups: Sequence[Sequence[DrawRecord]]) -> list[str]:
-    """What tells each search from the others of its task and method: the fields of their recipes that differ."""
-    from tombola.report.page.tables import flat
-
-    recipes = [flat(_recipe(group[0])) for group in groups]
-    kinds = [(group[0].about.get("task"), recipe.get("method")) for group, recipe in zip(groups, recipes, strict=True)]
-    alike: dict[Any, list[dict[str, str]]] = {}
-    for kind, recipe in zip(kinds, recipes, strict=True):
-        alike.setdefault(kind, []).append(recipe)
-    told = {}
-    for kind, same in alike.items():
-        names = dict.fromkeys(name for recipe in same for name in recipe)
-        differing = [name for name in names if len({recipe.get(name) for recipe in same}) > 1]
-        told[kind] = sorted(differing, key=lambda name: max(len(recipe.get(name, "")) > _LONG for recipe in same))
-    return [
-        ", ".join(f"{name.removeprefix('training.')} {_short(recipe.get(name))}" for name in told[kind][:_TOLD])
-        for kind, recipe in zip(kinds, recipes, strict=True)
-    ]
-
-
-def _short(value: str | None) -> str:
-    """Both ends of a long value."""
-    half = _LONG // 2
-    return "none" if value is None else value if len(value) <= _LONG else f"{value[:half]} ... {value[-half:]}"
-
-
-def _recipe(draw: DrawRecord) -> Mapping[str, Any]:
-    recipe = draw.about.get("recipe")
-    return {k: v for k, v in recipe.items() if k != "seed"} if isinstance(recipe, Mapping) else {}
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

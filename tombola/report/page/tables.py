@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tombola.findings import Search
+from tombola.grouping import flat
 from tombola.report.tables import (
     DASH,
     Group,
@@ -212,18 +213,6 @@ def facts(name: str, caption: str, header: tuple[str, str], found: Mapping[str, 
     """Names and values, nested ones with dotted names."""
     lines = tuple((Cell(key), Cell(value)) for key, value in flat(found).items())
     return Table(name, caption, header, lines, frozenset(), facts=True)
-
-
-def flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one, every value as text; what is None or empty is left out."""
-    made: dict[str, str] = {}
-    for key, value in found.items():
-        if isinstance(value, Mapping):
-            made |= flat(value, f"{prefix}{key}.")
-        elif value not in (None, "", [], ()):
-            listed = isinstance(value, (list, tuple))
-            made[f"{prefix}{key}"] = ", ".join(map(str, value)) if listed else str(value)
-    return made
 
 
 def plain(name: str, caption: str, rows: Sequence[Row]) -> Table:
