@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ from tombola.engines.sparse.session import SparseSession
 from tombola.engines.tracing import UnsupportedError
 from tombola.lab import Lab
 from tombola.mask import Mask
+from tombola.tasks.data.arrays import Arrays
+from tombola.tasks.data.augment import Augmented
 from tombola.tasks.task import Task, examples
 
 # A large eps: Adam divides by the size of a gradient, and would make a step of the rounding of a gradient of 0.
@@ -325,3 +328,31 @@ def test_an_optimiser_without_kernels_is_named_and_runs_masked(store: tb.Store) 
     run = Lab(toy_task(recipe={"optimizer": "rmsprop", "steps": "2it"}), store).train(0)
     assert run.summary["engine"] == "masked"
     assert "the optimizer is 'rmsprop'" in run.summary["engine_reason"]
+
+
+@pytest.mark.parametrize("at_once", [1, 3_000, 1 << 25])
+@pytest.mark.parametrize("width", [6, 16, 28])
+@pytest.mark.parametrize("convolves", [True, False])
+def test_augmented_images_are_trained_on_as_the_masked_engine_does(
+    convolves: bool, width: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of whole blocks of 16 and others, pixels that nothing reads any more; made few steps at a time or all."""
+    monkeypatch.setattr("tombola.engines.sparse.session._AT_ONCE", at_once)
+    torch.manual_seed(2)
+    pixels = 2 * 5 * width
+    plain = Arrays(
+        torch.randint(256, (50, 2, 5, width), dtype=torch.uint8), torch.arange(50) % 3, (0.4, 0.6), (0.2, 0.3)
+    )
+    first: list[nn.Module] = [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 5 * width, 8)]
+    net = nn.Sequential(*(first if convolves else [nn.Flatten(), nn.Linear(pixels, 8)]), nn.ReLU(), nn.Linear(8, 3))
+    mask = Mask.full(net)
+    if not convolves:
+        read = torch.rand(pixels) < 0.5
+        mask = Mask({name: kept & read if kept.shape[1] == pixels else kept for name, kept in mask.items()})
+    task = toy_task(train=Augmented(plain, pad=1), test=plain, recipe={"lr": 0.05, "optimizer": "sgd", "batch": 16})
+    args = (mask, task, task.train, task.recipe, 0)
+    ours, theirs = SparseSession(deepcopy(net), *args), MaskedSession(net, *args)
+    for steps in (1, 2, 4):  # into the second epoch
+        assert ours.stretch(steps) == pytest.approx(theirs.stretch(steps), rel=1e-4)
+    for name, value in theirs.state().items():
+        torch.testing.assert_close(ours.state()[name], value, rtol=1e-3, atol=1e-4)

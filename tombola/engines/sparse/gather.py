@@ -147,7 +147,7 @@ class Source:
 
     def __init__(self, data: InMemory, x: Activation, columns: NDArray[np.int64] | None = None) -> None:
         self.x, self.features = x, data.rows.shape[1] if columns is None else len(columns)
-        kept = slice(None) if columns is None else columns
+        self._kept = kept = slice(None) if columns is None else columns
         self.scale, self.shift = (np.ascontiguousarray(v[kept]) for v in (data.scale, data.shift))
         line = x.width if x.images else self.features
         if columns is None and line % LANES == 0 and data.rows.flags.c_contiguous:
@@ -159,6 +159,10 @@ class Source:
             self.rows[:-1, : self.features] = data.rows
         else:
             np.take(data.rows, columns, axis=1, out=self.rows[:-1, : self.features])
+
+    def put(self, rows: NDArray[Any]) -> None:
+        """Take other rows, in the data's columns, in place of the first ones: data that are made as they are needed."""
+        self.rows[: len(rows), : self.features] = rows[:, self._kept]
 
     def batch(self) -> Call:
         """The call that fills the activation with the batch that the frame names."""

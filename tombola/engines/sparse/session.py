@@ -29,6 +29,9 @@ from tombola.tasks.data.augment import Augmented
 from tombola.tasks.memory import InMemory, in_memory
 from tombola.tasks.task import Examples, Task, accuracy, cross_entropy
 
+_AT_ONCE = 1 << 25
+"""Bytes of augmented images that are made at once."""
+
 
 class SparseSession:
     """One training on the kept weights alone; the same meaning, state and data order as on the masked engine.
@@ -43,9 +46,8 @@ class SparseSession:
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         data = _held(train)
-        self._varied = _Varied(train, data.rows.shape[1], recipe.batch) if isinstance(train, Augmented) else None
-        if self._varied is not None:
-            data = replace(data, rows=self._varied.rows, y=self._varied.y)
+        if isinstance(train, Augmented):
+            data = _room(data, recipe.batch)
         self.program = plan_program(model, mask, task, train, recipe)
         self.program.read(model.state_dict())
         self._features = data.rows.shape[1]
@@ -54,10 +56,11 @@ class SparseSession:
         self._updates = 0
         self._moments = {name: np.zeros_like(self.program.value) for name in Optimizer.state_names(recipe)}
         optimizer = Optimizer(recipe, self.program.value, self.program.gradient, self._moments)
-        loss = CrossEntropy(self.program.output, data.y)
+        source, loss = Source(data, self.program.input, self.program.columns), CrossEntropy(self.program.output, data.y)
+        self._varied = _Varied(train, source, data.y, recipe.batch) if isinstance(train, Augmented) else None
         self._training = Table(
             [
-                Source(data, self.program.input, self.program.columns).batch(),
+                source.batch(),
                 *self.program.forward(training=True),
                 loss.training(),
                 *self.program.backward(),
@@ -214,22 +217,24 @@ class SparseSession:
         self.step, self._current = int(state["step"]), True
 
 
+def _room(data: InMemory, batch: int) -> InMemory:
+    """Room for the examples of some steps in place of the data."""
+    count, features = batch * max(1, _AT_ONCE // (batch * data.rows.shape[1])), data.rows.shape[1]
+    return replace(data, rows=np.zeros((count, features), data.rows.dtype), y=np.zeros(count, np.int64))
+
+
 class _Varied:
     """Augmented images, made for some steps at a time into arrays that compiled code reads as it reads any data."""
 
-    _BYTES = 1 << 25
-
-    def __init__(self, train: Augmented, features: int, batch: int) -> None:
-        self._train = train
-        self.steps = max(1, self._BYTES // (batch * features))
-        self.rows = np.empty((self.steps * batch, features), dtype=np.uint8)
-        self.y = np.zeros(self.steps * batch, dtype=np.int64)
+    def __init__(self, train: Augmented, source: Source, y: NDArray[np.int64], batch: int) -> None:
+        self._train, self._source, self._y = train, source, y
+        self.steps = len(y) // batch
 
     def made(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Make the images of a varied index; where they lie."""
         count = len(index)
-        self.rows[:count] = self._train.rows(torch.from_numpy(index)).reshape(count, -1).numpy()
-        self.y[:count] = self._train.plain.y.numpy()[index % len(self._train)]
+        self._source.put(self._train.rows(torch.from_numpy(index)).reshape(count, -1).numpy())
+        self._y[:count] = self._train.plain.y.numpy()[index % len(self._train)]
         return np.arange(count, dtype=np.int64)
 
 
