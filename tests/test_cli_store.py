@@ -67,7 +67,7 @@ def test_an_empty_store_is_no_error(tmp_path: Path) -> None:
     assert call("gc", "--store", tmp_path).out == "There is nothing to remove\n"
     missing = call("show", "abcd", "--store", tmp_path)
     assert missing.status == 2
-    assert f"in {tmp_path}, but none has 'abcd'" in missing.err
+    assert f"none has 'abcd' in {tmp_path}" in missing.err
 
 
 def test_the_store_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,17 @@ def command(ids: tuple[str, ...], store: str, as_json: bool) -> None:
     Their runs stay: the same command would find them again, and "tombola gc --runs" removes those that nothing else
     refers to. A draw that an audit is of goes with that audit only.
     """
+    from tombola.store import DrawRecord, as_seen
+
     for word in ids:
         check_id(word, "draw or audit")
     with opened(store) as found:
-        records = {(type(record), record.id): record for record in (_record(found, word, store) for word in ids)}
-        found.forget(*records.values())
-    named = [(kind_of(record), record.id) for record in records.values()]
+        named = {(kind_of(record), record.id): record for record in (_record(found, word, store) for word in ids)}
+        runs = found.runs()
+        for record in named.values():
+            if isinstance(record, DrawRecord) and as_seen(record, runs).status == "running":
+                raise InputError(f"draw {record.id[:12]} is being carried out: interrupt it first")
+        found.forget(*named.values())
     if as_json:
         output.document([{"kind": kind, "id": name} for kind, name in named])
         return
@@ -39,11 +44,8 @@ def command(ids: tuple[str, ...], store: str, as_json: bool) -> None:
 
 
 def _record(store: Store, word: str, where: str) -> DrawRecord | AuditRecord:
-    from tombola.store import DrawRecord, RunRecord, as_seen
+    from tombola.store import RunRecord
 
     records = [record for record in store.find(word) if not isinstance(record, RunRecord)]
-    wants = "the beginning of one draw's or audit's id (runs go by tombola gc --runs)"
-    record = only(records, word, f"forget wants {wants} in {where}")
-    if isinstance(record, DrawRecord) and as_seen(record, store.runs()).status == "running":
-        raise InputError(f"draw {record.id[:12]} is being carried out: interrupt it first")
-    return record
+    rule = "forget wants the beginning of one draw's or audit's id (runs go by tombola gc --runs)"
+    return only(records, word, rule, where)

@@ -46,11 +46,15 @@ def kind_of(record: RunRecord | DrawRecord | AuditRecord) -> str:
     return type(record).__name__.removesuffix("Record").lower()
 
 
-def only(records: Sequence[Record], word: str, rule: str) -> Record:
-    """The one record whose id begins with a word; ``InputError``, which begins with the rule, for several or none."""
+def only(records: Sequence[Record], word: str, rule: str, where: str = "") -> Record:
+    """The one record whose id begins with a word; ``InputError``, after the rule, for several or none in a store."""
     if len(records) != 1:
         several = ", ".join(f"{kind_of(record)} {record.id[:16]}" for record in records)
-        number = f"{len(records)} have {word!r}: {several}" if records else f"none has {word!r}"
+        number = (
+            f"{len(records)} have {word!r}: {several}"
+            if records
+            else f"none has {word!r}" + (f" in {where}" if where else "")
+        )
         raise InputError(f"{rule}, but {number}")
     return records[0]
 

@@ -11,7 +11,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, path_option, store_option
-from tombola.cli.places import check_id, check_writable, opened
+from tombola.cli.places import check_id, check_writable, only, opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,12 +125,7 @@ def write(findings: Findings, path: Path) -> int:
 def _named(store: Store, word: str) -> Any:
     """The one draw, audit or run whose id begins so."""
     check_id(word, "folder")
-    records = store.find(word)
-    if len(records) != 1:
-        several = ", ".join(record.id[:16] for record in records)
-        number = f"{len(records)} have {word!r}: {several}" if records else f"none has {word!r}"
-        raise InputError(f"a report wants the beginning of one draw's, audit's or run's id, but {number}")
-    return records[0]
+    return only(store.find(word), word, "a report wants the beginning of one draw's, audit's or run's id")
 
 
 def _of_folder(store: Store, folder: Path) -> list[str]:

@@ -37,8 +37,8 @@ def command(what: str, store: str, as_json: bool) -> None:
     with opened(store) as found:
         runs = found.runs()
         records = [as_seen(r, runs) if isinstance(r, DrawRecord) else r for r in found.find(what)]
-    wants = "a ticket file, or the beginning of one draw's, audit's or run's id"
-    record = only(records, what, f"show wants {wants} in {store}")
+    rule = "show wants a ticket file, or the beginning of one draw's, audit's or run's id"
+    record = only(records, what, rule, store)
     if as_json:
         output.document(record)
     elif isinstance(record, AuditRecord):

@@ -147,7 +147,8 @@ class Source:
 
     def __init__(self, data: InMemory, x: Activation, columns: NDArray[np.int64] | None = None) -> None:
         self.x, self.features = x, data.rows.shape[1] if columns is None else len(columns)
-        self._kept = kept = slice(None) if columns is None else columns
+        self._columns = columns
+        kept = slice(None) if columns is None else columns
         self.scale, self.shift = (np.ascontiguousarray(v[kept]) for v in (data.scale, data.shift))
         line = x.width if x.images else self.features
         if columns is None and line % LANES == 0 and data.rows.flags.c_contiguous:
@@ -155,14 +156,12 @@ class Source:
             return
         # The last block of a line reads up to 15 elements past its end: the extra row is for the last line of all.
         self.rows = np.zeros((len(data.rows) + 1, padded(self.features)), dtype=data.rows.dtype)
-        if columns is None:
-            self.rows[:-1, : self.features] = data.rows
-        else:
-            np.take(data.rows, columns, axis=1, out=self.rows[:-1, : self.features])
+        self.put(data.rows)
 
     def put(self, rows: NDArray[Any]) -> None:
         """Take other rows, in the data's columns, in place of the first ones: data that are made as they are needed."""
-        self.rows[: len(rows), : self.features] = rows[:, self._kept]
+        read = rows if self._columns is None else np.take(rows, self._columns, axis=1)
+        self.rows[: len(rows), : self.features] = read
 
     def batch(self) -> Call:
         """The call that fills the activation with the batch that the frame names."""

@@ -46,8 +46,6 @@ class SparseSession:
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         data = _held(train)
-        if isinstance(train, Augmented):
-            data = _room(data, recipe.batch)
         self.program = plan_program(model, mask, task, train, recipe)
         self.program.read(model.state_dict())
         self._features = data.rows.shape[1]
@@ -56,6 +54,7 @@ class SparseSession:
         self._updates = 0
         self._moments = {name: np.zeros_like(self.program.value) for name in Optimizer.state_names(recipe)}
         optimizer = Optimizer(recipe, self.program.value, self.program.gradient, self._moments)
+        data = _room(data, recipe.batch) if isinstance(train, Augmented) else data
         source, loss = Source(data, self.program.input, self.program.columns), CrossEntropy(self.program.output, data.y)
         self._varied = _Varied(train, source, data.y, recipe.batch) if isinstance(train, Augmented) else None
         self._training = Table(
@@ -219,7 +218,8 @@ class SparseSession:
 
 def _room(data: InMemory, batch: int) -> InMemory:
     """Room for the examples of some steps in place of the data."""
-    count, features = batch * max(1, _AT_ONCE // (batch * data.rows.shape[1])), data.rows.shape[1]
+    features = data.rows.shape[1]
+    count = batch * max(1, _AT_ONCE // (batch * features))
     return replace(data, rows=np.zeros((count, features), data.rows.dtype), y=np.zeros(count, np.int64))
 
 
