@@ -285,7 +285,8 @@ def test_the_small_task_is_drawn_by_the_command(tmp_path: Path, capsys: pytest.C
     assert run([*command.split(), *places]) == 0
     assert "perplexity" in capsys.readouterr().out
     assert run(["draw", "wikitext2-lstm-small", "--batch", "64", "--steps", "3it", "--no-figures", *places]) == 2
-    assert "set it to 20 or less" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the batch is 64: set it to 20 or less" in said, "refused by its size, before anything is evaluated"
 
 
 def test_without_the_text_the_task_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,13 @@ def check_device(recipe: Recipe) -> None:
         raise InputError(f"device {recipe.device!r} can't be used here: {reason}") from error
 
 
+def check_batch(train: Examples, recipe: Recipe) -> None:
+    """Raise ``InputError`` where the data can't be taken in the recipe's batches (data with ``check_batch(size)``)."""
+    check: Callable[[int], None] | None = getattr(train, "check_batch", None)
+    if check is not None:
+        check(recipe.batch)
+
+
 def open_session(
     plan: Plan, model: nn.Module, mask: Mask, task: Task, train: Examples, recipe: Recipe, seed: int
 ) -> Session:

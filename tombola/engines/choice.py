@@ -23,7 +23,7 @@ from torch import nn
 
 from tombola.atomic import TEMPORARY
 from tombola.costs import Cost, LayerCost, cost
-from tombola.engines.base import Plan, Session, check_device, open_session
+from tombola.engines.base import Plan, Session, check_batch, check_device, open_session
 from tombola.engines.compact import supports
 from tombola.engines.compaction import compact
 from tombola.engines.tracing import UnsupportedError
@@ -53,9 +53,11 @@ def begin(
 ) -> tuple[Plan, Session]:
     """A session for a training, and the plan it follows: the one given (of a run that goes on), or a new one.
 
-    Raises ``InputError`` where the device can't be used, ``UnsupportedError`` where the engine asked for can't do it.
+    Raises ``InputError`` where the device can't be used or the data can't be taken in such batches, and
+    ``UnsupportedError`` where the engine asked for can't do it.
     """
     check_device(recipe)
+    check_batch(train, recipe)
     if plan is None:
         plan = (
             Plan(recipe.engine, "asked for") if recipe.engine != "auto" else _choose(model, mask, task, train, recipe)

@@ -90,18 +90,23 @@ class Streams:
         place = torch.randint(len(self.tokens), (), generator=generator)
         return torch.arange(len(self)) + len(self) * (1 + place)
 
+    def check_batch(self, size: int) -> None:
+        """Raise ``InputError`` for batches of varied indices in which a stream would be read at two places at once."""
+        if size > self.streams:
+            raise InputError(
+                f"a batch must hold a segment of each stream at most, and the text is read in {self.streams} streams, "
+                f"but the batch is {size}: set it to {self.streams} or less"
+            )
+
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The batch of a varied or plain index (1-D int64 on any device).
 
-        Raises ``InputError`` for a batch in which a stream would be read at two places at once.
+        Raises ``InputError`` for what ``check_batch`` refuses.
         """
         n, device = len(self), self.tokens.device
         index = index.to(device)
-        if len(index) > self.streams and bool((index >= n).any()):
-            raise InputError(
-                f"a batch must hold a segment of each stream at most, and the text is read in {self.streams} streams, "
-                f"but the batch is {len(index)}: set it to {self.streams} or less"
-            )
+        if bool((index >= n).any()):
+            self.check_batch(len(index))
         number, place = index % n, index.div(n, rounding_mode="floor") - 1
         alone = place < 0
         segment, stream = number.div(self.streams, rounding_mode="floor"), number % self.streams
