@@ -130,7 +130,7 @@ def test_options_reach_the_judgement(drawn: Drawn) -> None:
     [
         (("none.ticket",), "no ticket file at none.ticket"),
         (("nothing",), "there is no ticket file 'nothing', and an id is 4 to 64 hexadecimal digits"),
-        (("abcdef0123",), "name the file of a ticket, or one draw or run of {store}: none has 'abcdef0123'"),
+        (("abcdef0123",), "the beginning of one draw's or run's id, but none has 'abcdef0123' in {store}"),
         (("abcdef0123", "--as-it-is"), "--as-it-is and --task are about the file of a ticket"),
         (("{ticket}", "--round", 1), "--round is of a draw in the store, but a file of one ticket is named"),
         (("{ticket}", "--task", "digits-mpl"), "unknown task 'digits-mpl'. Did you mean 'digits-mlp'"),

@@ -346,7 +346,7 @@ def test_a_net_is_trained_and_translates(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
-        (["translate", "abcdef"], "no run has 'abcdef'"),
+        (["translate", "abcdef"], "the beginning of one run's id, but none has 'abcdef'"),
         (["translate", "abc"], "4 to 64"),
         (["translate", "nothing.ticket"], "nothing.ticket"),
         (["translate", "abcdef", "--beam", "0"], "beam"),

@@ -100,6 +100,7 @@ def command(what: str, **options: Any) -> None:
 
 def _claim(what: str, options: dict[str, Any]) -> Claim:
     from tombola.auditing import claim_of, claim_of_record
+    from tombola.store import only
     from tombola.ticket import Ticket
 
     number = options["number"]
@@ -112,10 +113,8 @@ def _claim(what: str, options: dict[str, Any]) -> Claim:
     check_id(what)
     with opened(options["store"]) as store:
         found, draws = store.find(what), store.draws()
-    if len(found) != 1:
-        count = f"{len(found)} have" if found else "none has"
-        raise InputError(f"name the file of a ticket, or one draw or run of {options['store']}: {count} {what!r}")
-    return claim_of_record(found[0], draws, number)
+    rule = "audit wants a ticket file, or the beginning of one draw's or run's id"
+    return claim_of_record(only(found, what, rule, options["store"]), draws, number)
 
 
 def _report(found: Audit, out: Path, options: dict[str, Any]) -> None:

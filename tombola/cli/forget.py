@@ -8,7 +8,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, store_option
-from tombola.cli.places import check_id, kind_of, only, opened
+from tombola.cli.places import check_id, opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def command(ids: tuple[str, ...], store: str, as_json: bool) -> None:
     Their runs stay: the same command would find them again, and "tombola gc --runs" removes those that nothing else
     refers to. A draw that an audit is of goes with that audit only.
     """
-    from tombola.store import DrawRecord, as_seen
+    from tombola.store import DrawRecord, as_seen, kind_of
 
     for word in ids:
         check_id(word, "draw or audit")
@@ -44,7 +44,7 @@ def command(ids: tuple[str, ...], store: str, as_json: bool) -> None:
 
 
 def _record(store: Store, word: str, where: str) -> DrawRecord | AuditRecord:
-    from tombola.store import RunRecord
+    from tombola.store import RunRecord, only
 
     records = [record for record in store.find(word) if not isinstance(record, RunRecord)]
     rule = "forget wants the beginning of one draw's or audit's id (runs go by tombola gc --runs)"

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tombola.errors import InputError, TombolaError
 
 if TYPE_CHECKING:
-    from tombola.store import AuditRecord, DrawRecord, RunRecord, Store
-
-Record = TypeVar("Record", bound="RunRecord | DrawRecord | AuditRecord")
+    from tombola.store import Store
 
 
 def opened(store: str) -> Store:
@@ -39,24 +37,6 @@ def check_id(what: str, file: str = "ticket file") -> None:
     """``InputError`` for what can't be the beginning of an id; ``file`` is what else could have been named."""
     if not re.fullmatch("[0-9a-fA-F]{4,64}", what):
         raise InputError(f"there is no {file} {what[:80]!r}, and an id is 4 to 64 hexadecimal digits")
-
-
-def kind_of(record: RunRecord | DrawRecord | AuditRecord) -> str:
-    """What a record of the store is called: draw, audit or run."""
-    return type(record).__name__.removesuffix("Record").lower()
-
-
-def only(records: Sequence[Record], word: str, rule: str, where: str = "") -> Record:
-    """The one record whose id begins with a word; ``InputError``, after the rule, for several or none in a store."""
-    if len(records) != 1:
-        several = ", ".join(f"{kind_of(record)} {record.id[:16]}" for record in records)
-        number = (
-            f"{len(records)} have {word!r}: {several}"
-            if records
-            else f"none has {word!r}" + (f" in {where}" if where else "")
-        )
-        raise InputError(f"{rule}, but {number}")
-    return records[0]
 
 
 def plain(name: str) -> str:

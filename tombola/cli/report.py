@@ -11,7 +11,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, path_option, store_option
-from tombola.cli.places import check_id, check_writable, only, opened
+from tombola.cli.places import check_id, check_writable, opened
 from tombola.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def write(findings: Findings, path: Path) -> int:
 
 def _named(store: Store, word: str) -> Any:
     """The one draw, audit or run whose id begins so."""
+    from tombola.store import only
+
     check_id(word, "folder")
     return only(store.find(word), word, "a report wants the beginning of one draw's, audit's or run's id")
 

@@ -10,7 +10,7 @@ import click
 
 from tombola.cli import output
 from tombola.cli.options import Verb, json_option, store_option
-from tombola.cli.places import check_id, is_ticket_file, kind_of, only, opened
+from tombola.cli.places import check_id, is_ticket_file, opened
 
 if TYPE_CHECKING:
     from tombola.store import AuditRecord, DrawRecord, RunRecord
@@ -32,7 +32,7 @@ def command(what: str, store: str, as_json: bool) -> None:
         _show_ticket(Path(what), as_json)
         return
     check_id(what)
-    from tombola.store import AuditRecord, DrawRecord, as_seen
+    from tombola.store import AuditRecord, DrawRecord, as_seen, only
 
     with opened(store) as found:
         runs = found.runs()
@@ -111,7 +111,7 @@ def _show_run(run: RunRecord) -> None:
 
 def _show_audit(audit: AuditRecord) -> None:
     from tombola.report.audited import arms_table, read_audit
-    from tombola.store import minute
+    from tombola.store import kind_of, minute
 
     told = read_audit(audit)
     click.echo(f"{kind_of(audit)} {audit.id}: carried out {minute(audit.created)}")
@@ -125,7 +125,7 @@ def _show_audit(audit: AuditRecord) -> None:
 
 
 def _show_head(record: RunRecord | DrawRecord, **facts: str) -> None:
-    from tombola.store import minute
+    from tombola.store import kind_of, minute
 
     fate = _FATES.get(record.status, "").format(**facts) if facts else ""
     status = output.inert(record.status) + (fate and f", {fate}")

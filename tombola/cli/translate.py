@@ -104,18 +104,14 @@ def _of_ticket(path: Path) -> tuple[dict[str, Any], Task, nn.Module]:
 
 
 def _of_run(what: str, store: str) -> tuple[dict[str, Any], Task, nn.Module]:
-    from tombola.store import RunRecord
+    from tombola.store import RunRecord, only
     from tombola.tasks import get_task
     from tombola.ticket import Ticket
 
     check_id(what)
     with opened(store) as there:
         runs = [record for record in there.find(what) if isinstance(record, RunRecord)]
-        if len(runs) != 1:
-            several = ", ".join(run.id[:16] for run in runs)
-            number = f"{len(runs)} have {what!r}: {several}" if runs else f"no run has {what!r} in {store}"
-            raise InputError(f"translate wants a ticket file, or the beginning of one run's id, but {number}")
-        (run,) = runs
+        run = only(runs, what, "translate wants a ticket file, or the beginning of one run's id", store)
         if run.status != "finished":
             raise InputError(f"only a finished run has a net that can translate, but run {run.id[:16]} is {run.status}")
         values = Ticket.from_bytes(there.read(run, "final")).values

@@ -7,7 +7,9 @@ from tombola.store.records import (
     RunRecord,
     as_seen,
     judging,
+    kind_of,
     minute,
+    only,
     told_in_training,
     value_at,
 )
@@ -26,7 +28,9 @@ __all__ = [
     "as_seen",
     "is_there",
     "judging",
+    "kind_of",
     "minute",
+    "only",
     "told_in_training",
     "value_at",
 ]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, select
 
@@ -61,6 +61,27 @@ class AuditRecord:
     id: str
     document: dict[str, Any]
     created: float
+
+
+Record = TypeVar("Record", bound=RunRecord | DrawRecord | AuditRecord)
+
+
+def kind_of(record: RunRecord | DrawRecord | AuditRecord) -> str:
+    """What a record of the store is called: draw, audit or run."""
+    return type(record).__name__.removesuffix("Record").lower()
+
+
+def only(records: Sequence[Record], word: str, rule: str, where: str = "") -> Record:
+    """The one record whose id begins with a word; ``InputError``, after the rule, for several or none in a store."""
+    if len(records) != 1:
+        several = ", ".join(f"{kind_of(record)} {record.id[:16]}" for record in records)
+        number = (
+            f"{len(records)} have {word!r}: {several}"
+            if records
+            else f"none has {word!r}" + (f" in {where}" if where else "")
+        )
+        raise InputError(f"{rule}, but {number}")
+    return records[0]
 
 
 def minute(seconds: float) -> str:

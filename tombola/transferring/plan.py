@@ -18,7 +18,7 @@ from tombola.methods import get_method
 from tombola.methods.base import STRAIGHT
 from tombola.recipe import DrawRecipe, Recipe
 from tombola.report.transfer import RANDOM
-from tombola.store import DrawRecord, Store, is_there
+from tombola.store import DrawRecord, Store, is_there, only
 from tombola.tasks import Task, get_task, in_net_of
 from tombola.ticket import Ticket
 
@@ -194,14 +194,12 @@ def _of_draw(prefix: str, store: str, densities: tuple[float, ...] | None) -> tu
     if is_there(store):
         with Store(store) as opened:
             found = [record for record in opened.find(prefix) if isinstance(record, DrawRecord)]
-    if len(found) != 1:
-        count = f"{len(found)} have" if found else "none has"
-        raise InputError(f"name a task, the file of a ticket, or one draw of {store}: {count} {prefix!r}")
-    claim = claim_of_record(found[0], (), 1)
+    draw = only(found, prefix, "transfer wants a task, a ticket file, or the beginning of one draw's id", store)
+    claim = claim_of_record(draw, (), 1)
     bare: dict[str, Any] = {"controls": (), "control_rounds": None, "dense_rates": ()}
     recipe = draw_recipe(claim.task, {**claim.recipe.model_dump(), **bare, "seed": 0})
     fields = {name: value for name, value in recipe.model_dump().items() if name in _OF_A_SEARCH}
-    source = Source(claim.task.name, claim.task, None, recipe, fields, densities, draw=found[0].id[:8])
+    source = Source(claim.task.name, claim.task, None, recipe, fields, densities, draw=draw.id[:8])
     return source, claim.recipe.seed
 
 
