@@ -250,6 +250,14 @@ def test_layers_keep_the_models_order_and_list_what_collapsed() -> None:
     assert subtitle(chart) == "Dotted: the whole net. Nothing kept: a from round 1."
 
 
+def test_layers_that_are_never_pruned_are_not_shown() -> None:
+    whole = {"seed": 0, "round": 0, "density": 1.0, "layer_density": 1.0, "kept": 10, "total": 10}
+    half = whole | {"round": 1, "density": 0.5, "layer_density": 0.5, "kept": 5, "layer": "body"}
+    dense = [whole | {"layer": "body"}, whole | {"layer": "head"}]
+    assert {p["layer"] for p in drawn(layers_figure([*dense, half]))[1]} == {"body"}
+    assert {p["layer"] for p in drawn(layers_figure(dense))[1]} == {"body", "head"}, "a dense net has them all"
+
+
 def test_many_layers_are_coloured_by_their_place() -> None:
     base = {"seed": 0, "round": 0, "density": 1.0, "layer_density": 1.0, "kept": 1, "total": 1}
     chart = layers_figure([{**base, "layer": f"l{i}"} for i in range(20)])

@@ -47,7 +47,7 @@ def tasks(as_json: bool) -> None:
     output.sentence("[NAME] is an extra: pip install 'tombola[NAME]'.")
     output.sentence(
         "CHECKPOINT is a folder of Transformers or a name on the Hugging Face hub; times are those of BERT base, of "
-        "sst2-bert-small those of the net of wikitext2-mlm-small."
+        "the -small ones those of the net that tombola train wikitext2-mlm-small makes."
     )
 
 

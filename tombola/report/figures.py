@@ -181,10 +181,13 @@ def layers_figure(layers: Sequence[Row]) -> alt.LayerChart:
     """Density of each layer against density of the whole net, both log, in the model's order; means over seeds.
 
     The dotted diagonal is the whole net. A layer with nothing kept has no place on a log axis: the subtitle lists it.
+    Layers that are never pruned, such as a head, are in the dense round's rows alone, and aren't shown.
     """
     import altair as alt
 
     _check_any(layers, "layers")
+    pruned = {row["layer"] for row in layers if row["round"]}
+    layers = [row for row in layers if not pruned or row["layer"] in pruned]
     names = list(dict.fromkeys(row["layer"] for row in layers))
     points = _layer_points(layers, names)
     low, high = drawing.log_ends([p["mean"] for p in points])

@@ -72,6 +72,7 @@ _SMALL_PRE_TRAINING = _PRE_TRAINING.model_copy(
     }
 )
 _FURTHER_PRE_TRAINING = _FINE_TUNING.model_copy(update={"lr": 5e-5, "evaluate_every": Duration(100)})
+_SMALL_FURTHER_PRE_TRAINING = _FURTHER_PRE_TRAINING.model_copy(update={"steps": Duration(400), "batch": 64, "lr": 5e-4})
 
 
 def small_bert(factor: float = 1.0, *, dropout: float = 0.1) -> nn.Module:
@@ -207,11 +208,11 @@ def _sst2(name: str, found: Checkpoint, recipe: Recipe) -> TransformersTask:
     )
 
 
-def _further_mlm(name: str, found: Checkpoint, recipe: Recipe) -> TransformersTask:
+def _further_mlm(name: str, found: Checkpoint, recipe: Recipe, *, length: int = ROW) -> TransformersTask:
     return TransformersTask(
         name=name,
         model=partial(found.load, MASKED_WORDS),
-        load=partial(_text_splits, length=_longest(found, ROW), tokenizer=lambda root: found.tokenizer),
+        load=partial(_text_splits, length=_longest(found, length), tokenizer=lambda root: found.tokenizer),
         data_sets=_TEXT,
         extra=TRANSFORMERS,
         kind=MASKED_WORDS,
@@ -251,6 +252,12 @@ FROM_A_CHECKPOINT = {
     ),
     "wikitext2-mlm": Family(
         _further_mlm, _FURTHER_PRE_TRAINING, _TEXT, "Masked language modelling on WikiText-2 from a checkpoint"
+    ),
+    "wikitext2-mlm-small": Family(
+        partial(_further_mlm, length=_SMALL_ROW),
+        _SMALL_FURTHER_PRE_TRAINING,
+        _TEXT,
+        "As wikitext2-mlm:CHECKPOINT in rows of 32 tokens, from a checkpoint of a few million weights",
     ),
 }
 """By the name before the colon."""
