@@ -72,7 +72,7 @@ _SMALL_PRE_TRAINING = _PRE_TRAINING.model_copy(
     }
 )
 _FURTHER_PRE_TRAINING = _FINE_TUNING.model_copy(update={"lr": 5e-5, "evaluate_every": Duration(100)})
-_SMALL_FURTHER_PRE_TRAINING = _FURTHER_PRE_TRAINING.model_copy(update={"steps": Duration(400), "batch": 64, "lr": 5e-4})
+_SMALL_FURTHER_PRE_TRAINING = _FURTHER_PRE_TRAINING.model_copy(update={"steps": Duration(400), "batch": 64, "lr": 1e-4})
 
 
 def small_bert(factor: float = 1.0, *, dropout: float = 0.1) -> nn.Module:
