@@ -29,6 +29,14 @@ def test_window_cuts_what_is_far_and_forgives_an_outlier_of_the_focus() -> None:
     assert (low, high) == pytest.approx((2 - 0.12, 5 + 0.12))
 
 
+def test_a_quarter_of_the_focus_is_no_outlier() -> None:
+    ladder = [28.4, 28.4, 27.6, 21.9]  # four rounds, the last of which falls: one of them is a quarter
+    low, high = window(ladder, [*ladder, 26.2, 21.5, 12.4])
+    assert (low, high) == pytest.approx((12.4 - 0.64, 28.4 + 0.64))
+    low, _ = window([*ladder, 28.4], ladder)
+    assert low > 25, "one of five is an outlier"
+
+
 @given(st.lists(st.floats(-1e6, 1e6), max_size=20), st.lists(st.floats(-1e6, 1e6), max_size=20))
 def test_window_is_an_interval_that_holds_the_top_of_everything(focus: list[float], others: list[float]) -> None:
     low, high = window(focus, focus + others)

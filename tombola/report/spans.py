@@ -76,7 +76,8 @@ def window(focus: Sequence[float], everything: Sequence[float], lower_better: bo
 
     The axis reaches from the top of everything down to its bottom, but at most three times as far as the focus does,
     and at most 3 % of the top where that is more. Values of the focus under Tukey's fence (1.5 interquartile ranges
-    under its lower quartile) don't count. Both ends get a margin of 4 %. Where lower is better, all is upside down.
+    under its lower quartile) don't count, unless they are a quarter of it: in a ladder of few rounds one that falls is
+    no outlier. Both ends get a margin of 4 %. Where lower is better, all is upside down.
     """
     if lower_better:
         low, high = window([-v for v in focus], [-v for v in everything])
@@ -86,7 +87,9 @@ def window(focus: Sequence[float], everything: Sequence[float], lower_better: bo
     focus = focus or everything
     lower, _, upper = statistics.quantiles(focus, n=4, method="inclusive") if len(focus) > 1 else [focus[0]] * 3
     top, fence = max(everything), lower - 1.5 * (upper - lower)
-    reach = max(top - min(v for v in focus if v >= fence), 0.01 * abs(top), 1e-9)
+    inside = [v for v in focus if v >= fence]
+    counted = focus if 4 * len(inside) <= 3 * len(focus) else inside
+    reach = max(top - min(counted), 0.01 * abs(top), 1e-9)
     bottom = max(min(everything), top - 3 * reach)
     margin = _AIR * max(top - bottom, reach)
     return bottom - margin, top + margin
