@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_nets import random_mask
 from sparse_nets import Kinks, sparse_net, sparse_task
@@ -44,7 +44,10 @@ SIZES = st.sampled_from([(40, 16), (37, 12), (10, 30), (70, 64), (33, 16), (90, 
 
 
 def assert_near(found: dict[str, Tensor], exact: dict[str, Tensor], kept: dict[str, Any]) -> None:
-    """Equal states to the rounding of float32, but for the running statistics of channels that were dropped."""
+    """Equal states to the rounding of float32, but for the running statistics of channels that were dropped.
+
+    Normalisation divides a channel that is the same for all examples by the root of eps: 316 times the rounding.
+    """
     assert found.keys() == exact.keys()
     for name, value in exact.items():
         other, buffer = found[name], name.removeprefix("model.")
@@ -52,11 +55,12 @@ def assert_near(found: dict[str, Tensor], exact: dict[str, Tensor], kept: dict[s
         if "running_" in name and kept[buffer][0] is not None:
             value, other = value[kept[buffer][0]], other[kept[buffer][0]]
         torch.testing.assert_close(
-            other.double(), value.double(), rtol=1e-4, atol=5e-5, msg=partial("{}: {}".format, name)
+            other.double(), value.double(), rtol=1e-4, atol=2e-4, msg=partial("{}: {}".format, name)
         )
 
 
 @given(st.integers(0, 2**31), SIZES, st.sampled_from(RECIPES))
+@example(1_035_594_289, (40, 16), RECIPES[1])  # a first layer with nothing left, before a normalisation
 @settings(max_examples=30, deadline=None)
 def test_every_step_on_every_engine_is_that_of_float64(
     seed: int, sizes: tuple[int, int], recipe: dict[str, Any]
