@@ -105,7 +105,7 @@ class Streams:
         """
         n, device = len(self), self.tokens.device
         index = index.to(device)
-        if bool((index >= n).any()):
+        if len(index) > self.streams and bool((index >= n).any()):  # to look at the index waits for the device
             self.check_batch(len(index))
         number, place = index % n, index.div(n, rounding_mode="floor") - 1
         alone = place < 0
