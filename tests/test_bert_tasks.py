@@ -89,7 +89,7 @@ def test_it_learns(folder: Path, store: tb.Store) -> None:
     assert run.history[0]["validation_accuracy"] < 0.7
 
 
-@pytest.mark.parametrize("family", ["sst2-bert", "wikitext2-mlm-small"])
+@pytest.mark.parametrize("family", ["sst2-bert", "wikitext2-mlm", "wikitext2-mlm-small"])
 def test_a_resume_has_the_same_bits(folder: Path, store: tb.Store, other: tb.Store, family: str) -> None:
     found = task(f"{family}:{folder}")
     interrupted(found, store, 40)

@@ -46,7 +46,8 @@ SIZES = st.sampled_from([(40, 16), (37, 12), (10, 30), (70, 64), (33, 16), (90, 
 def assert_near(found: dict[str, Tensor], exact: dict[str, Tensor], kept: dict[str, Any]) -> None:
     """Equal states to the rounding of float32, but for the running statistics of channels that were dropped.
 
-    Normalisation divides a channel that is the same for all examples by the root of eps: 316 times the rounding.
+    A channel with no weight left is the same for all examples, and normalisation divides it by the root of eps: what
+    the optimiser keeps of its bias is up to 316 times the rounding of 0.
     """
     assert found.keys() == exact.keys()
     for name, value in exact.items():
@@ -54,8 +55,15 @@ def assert_near(found: dict[str, Tensor], exact: dict[str, Tensor], kept: dict[s
         assert other.shape == value.shape
         if "running_" in name and kept[buffer][0] is not None:
             value, other = value[kept[buffer][0]], other[kept[buffer][0]]
+        if name.startswith("optimizer.") and ".bias." in name and value.dim():
+            layer = name.removeprefix("optimizer.").partition(".bias.")[0]
+            weight = exact[f"model.{layer}.weight"]
+            if weight.dim() > 1:
+                none_left = ~weight.flatten(1).any(dim=1)
+                assert torch.all((other - value)[none_left].abs() < 2e-4), name
+                value, other = value[~none_left], other[~none_left]
         torch.testing.assert_close(
-            other.double(), value.double(), rtol=1e-4, atol=2e-4, msg=partial("{}: {}".format, name)
+            other.double(), value.double(), rtol=1e-4, atol=5e-5, msg=partial("{}: {}".format, name)
         )
 
 
