@@ -76,8 +76,8 @@ def window(focus: Sequence[float], everything: Sequence[float], lower_better: bo
 
     The axis reaches from the top of everything down to its bottom, but at most three times as far as the focus does,
     and at most 3 % of the top where that is more. Values of the focus under Tukey's fence (1.5 interquartile ranges
-    under its lower quartile) don't count, unless they are a quarter of it: in a ladder of few rounds one that falls is
-    no outlier. Both ends get a margin of 4 %. Where lower is better, all is upside down.
+    under its lower quartile) don't count, unless they are a quarter of it or more: in a ladder of few rounds one that
+    falls is no outlier. Both ends get a margin of 4 %. Where lower is better, all is upside down.
     """
     if lower_better:
         low, high = window([-v for v in focus], [-v for v in everything])
